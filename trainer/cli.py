@@ -1,0 +1,189 @@
+"""The command line: absl flags to TrainConfig, the commands, the exit statuses."""
+
+import dataclasses
+import json
+import logging
+import sys
+import textwrap
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from trainer.config import TrainConfig
+from trainer.errors import RunError, UsageError
+
+# The libraries behind the commands take seconds to import: each command imports what it uses, so
+# that --help and a mistyped flag answer at once.
+
+EXIT_DONE, EXIT_USAGE, EXIT_FAILED = 0, 1, 2
+
+_DEFAULT_WORKDIR = "runs/mnist"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and leave with its exit status.
+
+    Args:
+      argv: program name and arguments, sys.argv if None.
+    """
+    sys.exit(run(sys.argv if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit status; errors end as one message on standard error.
+
+    Args:
+      argv: program name and arguments.
+
+    Returns:
+      0 done, 1 wrong usage, 2 the run failed.
+    """
+    try:
+        values = _define_flags()
+        command = _parse(values, argv)
+        if values.help:
+            print(_help(values))
+            return EXIT_DONE
+        _log_to_stderr()
+        given: dict[str, Any] = {name: values[name].value for name in _config_names()}
+        config = TrainConfig(**given)
+        return _COMMANDS[command](config, values)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _train(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Train, or resume, or say that the run is complete."""
+    _configure_devices(config)
+    from trainer import job, loop
+
+    if values.dry_run:
+        plan = job.prepare(config, values.workdir)
+        print(job.describe(plan), file=sys.stderr)
+    else:
+        loop.train(config, values.workdir)
+    return EXIT_DONE
+
+
+def _evaluate(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Print loss and accuracy of the newest checkpoint on the test split, as JSON."""
+    _configure_devices(config)
+    from trainer import inspection
+
+    print(json.dumps(inspection.evaluate(values.workdir, config)))
+    return EXIT_DONE
+
+
+def _inspect(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Print the newest checkpoint's place in the run, as JSON."""
+    _configure_devices(dataclasses.replace(config, platform="cpu", num_cpu_devices=1))
+    from trainer import inspection
+
+    print(json.dumps(inspection.inspect(values.workdir)))
+    return EXIT_DONE
+
+
+_COMMANDS: dict[str, Callable[[TrainConfig, flags.FlagValues], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "inspect": _inspect,
+}
+
+
+def _configure_devices(config: TrainConfig) -> None:
+    """Set up jax before anything touches a device."""
+    from trainer import devices
+
+    devices.configure(config.platform, config.num_cpu_devices, config.batch_size)
+
+
+def _config_names() -> list[str]:
+    """Return the names of the fields of TrainConfig, which are those of their flags."""
+    return [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+_DEFINE: dict[Any, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    int | None: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def _define_flags() -> flags.FlagValues:
+    """Return one flag for each field of TrainConfig, and those that are no hyperparameters."""
+    values = flags.FlagValues()
+    for field in dataclasses.fields(TrainConfig):
+        default: Any = field.default
+        help_text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, help_text, flag_values=values)
+        else:
+            define = _DEFINE[typing.get_type_hints(TrainConfig)[field.name]]
+            define(field.name, default, help_text, flag_values=values)
+    flags.DEFINE_string(
+        "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
+    )
+    flags.DEFINE_bool("dry_run", False, "print the plan and train nothing", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
+    return values
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> str:
+    """Parse the flags into `values` and return the command."""
+    try:
+        command, *rest = values(argv)[1:] or ["train"]
+    except flags.Error as error:
+        raise UsageError(f"{error} (--help lists all flags)") from error
+    if command not in _COMMANDS or rest:
+        raise UsageError(
+            f"unexpected argument {rest[0] if command in _COMMANDS else command!r}; valid: one of "
+            f"the commands {', '.join(_COMMANDS)}, and flags as --name=value"
+        )
+    return command
+
+
+def _help(values: flags.FlagValues) -> str:
+    """Return all commands and flags, with defaults, in the order of TrainConfig."""
+    lines = ["usage: python -m trainer [COMMAND] [--flag=value ...]", "", "Commands:"]
+    lines += [f"  {name:10}{run.__doc__}" for name, run in _COMMANDS.items()]
+    groups: dict[str, list[tuple[str, Any, str]]] = {
+        "General": [
+            (name, values[name].default, values[name].help) for name in ("workdir", "dry_run")
+        ]
+        + [("flagfile", None, "read flags from a file, one a line; what comes later wins")]
+    }
+    for field in dataclasses.fields(TrainConfig):
+        entry = (field.name, field.default, field.metadata["help"])
+        groups.setdefault(field.metadata["group"], []).append(entry)
+    for group, entries in groups.items():
+        lines += ["", f"{group}:"]
+        for name, default, text in entries:
+            shown = "unset" if default is None else default if default != "" else "''"
+            lines += [f"  --{name} (default {shown})"]
+            lines += textwrap.wrap(text, 94, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _log_to_stderr() -> None:
+    """Send the trainer's log lines to standard error, above a progress bar if there is one."""
+    import tqdm
+
+    class Handler(logging.Handler):
+        """Writes plain lines that do not break a bar."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Write one line."""
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+    logger = logging.getLogger("trainer")
+    logger.handlers = [Handler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

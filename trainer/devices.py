@@ -1,0 +1,107 @@
+"""The devices of a run: virtual CPU devices, the mesh, and how arrays lie on it."""
+
+import logging
+import os
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trainer.errors import UsageError
+
+DATA_AXIS = "data"
+
+# More virtual devices than this gain nothing on the machines that were measured (README, Devices).
+_MOST_CPU_DEVICES = 8
+
+logger = logging.getLogger(__name__)
+
+
+def configure(platform: str, num_cpu_devices: int, batch_size: int) -> None:
+    """Choose the platform and make the virtual CPU devices; before jax touches any device.
+
+    Args:
+      platform: "auto", "cpu", "gpu" or "tpu".
+      num_cpu_devices: virtual CPU devices to make, or 0 to choose by the cores.
+      batch_size: global batch size; a number that is chosen divides it.
+    """
+    num_cpu_devices = num_cpu_devices or _choose_num_cpu_devices(batch_size)
+    # XLA:CPU runs all virtual devices on one thread pool as large as the machine. A collective
+    # whose devices do not all find a thread waits for ever; 4 threads a device cured it in every
+    # run tried. The variable is read once, when the backend starts.
+    os.environ.setdefault("PJRT_NPROC", str(max(4 * num_cpu_devices, os.cpu_count() or 1)))
+    jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    if platform == "cpu":
+        # Otherwise jax would also start, and reserve memory on, an accelerator that is not used.
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _choose_num_cpu_devices(batch_size: int) -> int:
+    """Return the largest power of two that the cores have room for and that divides the batch."""
+    num_devices = 1
+    # What this process may use, where the system tells (not on macOS): Slurm gives a part.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = min(cores or 1, _MOST_CPU_DEVICES)
+    while num_devices * 2 <= limit and batch_size % (num_devices * 2) == 0:
+        num_devices *= 2
+    return num_devices
+
+
+def create_mesh(platform: str, num_devices: int) -> Mesh:
+    """Return the mesh of all devices of the run, with the one axis "data".
+
+    Args:
+      platform: "auto", "cpu", "gpu" or "tpu".
+      num_devices: use the first n devices, or 0 for all.
+
+    Raises:
+      UsageError: another platform than asked, or fewer devices than asked.
+    """
+    found = jax.default_backend()
+    if platform not in ("auto", found):
+        raise UsageError(
+            f"--platform={platform}: jax finds only {found} here; valid: --platform={found} or "
+            f"auto, or install the extra for {platform} (README, Devices)"
+        )
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise UsageError(
+            f"--num_devices={num_devices}: there are {len(devices)} ({found}); valid: 1 to "
+            f"{len(devices)}, or 0 for all"
+            + ("; --num_cpu_devices=N makes more" if found == "cpu" else "")
+        )
+    devices = devices[: num_devices or len(devices)]
+    return Mesh(np.array(devices), (DATA_AXIS,))
+
+
+def check_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Check that the batch can be cut evenly; the batch size is never changed silently.
+
+    Raises:
+      UsageError: it cannot; the message names sizes that fit.
+    """
+    rest = batch_size % mesh.size
+    if rest:
+        fitting = [size for size in (batch_size - rest, batch_size - rest + mesh.size) if size]
+        raise UsageError(
+            f"--batch_size={batch_size} cannot be cut into equal parts for {mesh.size} devices; "
+            f"valid: a multiple of {mesh.size}, such as {' or '.join(map(str, fitting))}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Return the sharding of an array whose given axis is cut into one part a device."""
+    return NamedSharding(mesh, P(*[None] * axis, DATA_AXIS))
+
+
+def describe(mesh: Mesh) -> str:
+    """Return the devices in words, such as "2 devices (cpu)"."""
+    device = mesh.devices.flat[0]
+    kind = "" if device.device_kind == device.platform else f" {device.device_kind}"
+    return f"{mesh.size} device{'s' * (mesh.size > 1)} ({device.platform}{kind})"

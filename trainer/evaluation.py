@@ -1,0 +1,43 @@
+"""Evaluation of a whole split: every example counted once, on any number of devices."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
+from trainer.batches import evaluation_batches
+from trainer.devices import replicated, sharded
+from trainer.steps import Examples, Metrics, create_eval_step, zero_sums
+
+# Examples a device takes at once: small enough for the caches of a CPU core.
+_EXAMPLES_PER_DEVICE = 125
+
+
+def create_evaluate(
+    model: nn.Module, mesh: Mesh, num_examples: int
+) -> Callable[[optax.Params, Examples], Metrics]:
+    """Return the function that evaluates parameters on a split of `num_examples` examples.
+
+    Args:
+      model: the network.
+      mesh: the devices.
+      num_examples: size of the split.
+
+    Returns:
+      evaluate(params, examples) -> sums, see `steps.create_eval_step`; it does not wait for the
+      devices. sums["examples"] is num_examples.
+    """
+    eval_step = create_eval_step(model, mesh)
+    rows = evaluation_batches(num_examples, _EXAMPLES_PER_DEVICE * mesh.size)
+    batches = [jax.device_put(row, sharded(mesh)) for row in rows]
+    zeros = jax.device_put(zero_sums(), replicated(mesh))
+
+    def evaluate(params: optax.Params, examples: Examples) -> Metrics:
+        sums = zeros
+        for indices in batches:
+            sums = eval_step(params, examples, indices, sums)
+        return sums
+
+    return evaluate
