@@ -1,0 +1,86 @@
+"""Imports go in one direction: a module imports only what stands above it in this list."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "trainer"
+
+LAYERS = [
+    {"errors"},
+    {"config", "schedules", "models", "optimizers", "batches", "devices"},
+    {"datasets", "state"},
+    {"steps", "checkpoints", "records"},
+    {"evaluation"},
+    {"job"},
+    {"loop", "inspection"},
+    {"cli"},
+    {"__main__"},
+]
+# records and evaluation read what the steps return.
+WITHIN_LAYER = {("records", "steps")}
+
+
+def layer(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of trainer that a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("trainer.")}
+        outside = {name.split(".")[0] for name in names}
+        assert not outside & {"launch", "configs", "tests", "tensorflow", "torch"}, path
+    return found
+
+
+MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_upwards(path: Path) -> None:
+    module = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path) - {module}:
+        assert layer(name) < layer(module) or (module, name) in WITHIN_LAYER, f"imports {name}"
+
+
+def test_every_module_has_its_place() -> None:
+    names = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in MODULES}
+    assert names == set().union(*LAYERS)
+
+
+def imports_of(library: str) -> set[str]:
+    return {
+        path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+        )
+        if name == library or name.startswith(library + ".")
+    }
+
+
+def test_each_library_has_one_user() -> None:
+    assert imports_of("orbax") == {"checkpoints"}
+    assert imports_of("absl") == {"cli"}
+    assert imports_of("tensorflow_datasets") == {"datasets"}
+
+
+def test_only_steps_talks_between_devices() -> None:
+    for path in MODULES:
+        if path.name != "steps.py":
+            text = path.read_text()
+            for collective in ("psum", "pmean", "ppermute", "all_gather", "shard_map("):
+                assert collective not in text, path

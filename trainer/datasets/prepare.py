@@ -1,0 +1,139 @@
+"""Opens a data set of the MNIST family; prepares it first where that was not done yet."""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import pathlib
+import stat
+import tempfile
+
+import tensorflow_datasets as tfds
+
+from trainer.datasets.mnist_idx import MnistIdx
+from trainer.errors import RunError, UsageError
+
+logger = logging.getLogger(__name__)
+
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+def open_prepared(config: str, data_dir: str) -> MnistIdx:
+    """Opens one of our own data sets, and prepares it if needed: once for each `data_dir`.
+
+    Several processes may do so together. A `data_dir` that cannot be written to is replaced by a
+    private temporary folder, with a warning.
+
+    Args:
+      config: "mnist", "fashion_mnist" or "kmnist".
+      data_dir: root folder of TFDS data sets; "" is the default one of TFDS.
+
+    Returns:
+      A builder whose data are prepared.
+
+    Raises:
+      UsageError: no data set can lie below `data_dir`, or archives are missing.
+      RunError: an archive or the prepared data set is damaged, or writing failed.
+    """
+    root = data_dir or str(tfds.core.constants.DATA_DIR)
+    try:
+        return _prepared(config, root)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise _explained(error, root) from error
+        reason = error.strerror
+    scratch = _scratch_dir()
+    logger.warning(
+        "cannot write to %s (%s): the data set %s is in %s", root, reason, config, scratch
+    )
+    try:
+        return _prepared(config, scratch, pathlib.Path(root).expanduser() / "downloads" / "manual")
+    except OSError as error:
+        raise _explained(error, scratch) from error
+
+
+def damaged(builder: tfds.core.DatasetBuilder, reason: str) -> RunError:
+    """Returns the error for prepared data that cannot be read or are not what was written."""
+    return _damaged(str(builder.data_dir), reason)
+
+
+def _damaged(folder: str, reason: str) -> RunError:
+    """The remedy is always the same: the archives are still there, so prepare again."""
+    return RunError(
+        f"the prepared data set in {folder} is damaged ({reason}): "
+        "delete this folder and run the same command again"
+    )
+
+
+def _open(config: str, root: str) -> MnistIdx:
+    """Makes the builder, which reads the description of a data set that is already there."""
+    try:
+        return MnistIdx(config=config, data_dir=root)
+    except OSError:
+        raise
+    # A damaged description makes TFDS raise anything: the JSON parser's errors, KeyError, ...
+    except Exception as error:
+        folder = os.path.join(root, MnistIdx.name, config, str(MnistIdx.VERSION))
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _prepared(config: str, root: str, manual_dir: pathlib.Path | None = None) -> MnistIdx:
+    """Prepares the data set unless it is there, without a word on stdout."""
+    builder = _open(config, root)
+    if builder.data_path.exists():
+        return builder
+    logger.info("preparing %s in %s (once)", config, builder.data_dir)
+    tfds.disable_progress_bar()
+    download_config = tfds.download.DownloadConfig(
+        # None is `downloads/manual` below `root`.
+        manual_dir=manual_dir if manual_dir and manual_dir.is_dir() else None,
+        # Nothing to be found there, and looking for it costs a network time-out.
+        try_download_gcs=False,
+    )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=download_config)
+    except RunError:
+        raise
+    # The writer of array_record reports a full disk this way.
+    except RuntimeError as error:
+        raise _failed(root, str(error)) from error
+    except OSError:
+        # Another process was faster: its finished data set appeared in one rename.
+        if not builder.data_path.exists():
+            raise
+    # Opened anew: a builder that lost the race describes the data it could not put there.
+    return _open(config, root)
+
+
+def _explained(error: OSError, root: str) -> UsageError | RunError:
+    """Turns a failure to write into a message that names folder and remedy."""
+    if error.errno in _NO_FOLDER:
+        return UsageError(
+            f"--data_dir={root}: not a folder that data sets can be put into ({error}); "
+            "give a folder that exists or can be made"
+        )
+    return _failed(root, str(error))
+
+
+def _failed(root: str, reason: str) -> RunError:
+    """The error for anything that stops the writing of a data set."""
+    return RunError(
+        f"preparing the data set in {root} failed ({reason}): make room there (about 100 MB), "
+        "or give another --data_dir"
+    )
+
+
+def _scratch_dir() -> str:
+    """Returns a temporary folder that is the same in every run and belongs to this user alone."""
+    path = pathlib.Path(tempfile.gettempdir()) / f"cyclic-trainer-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    # In a folder that everyone writes to, somebody else may have made it, or a link, before us.
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not ours or status.st_mode & 0o077:
+        return tempfile.mkdtemp(prefix="cyclic-trainer-")
+    return str(path)
