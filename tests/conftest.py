@@ -1,10 +1,15 @@
 """Eight virtual CPU devices for every test, and MNIST prepared once for all of them."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import pytest
 
 from trainer import devices
-from trainer.datasets import Dataset, load
+from trainer.datasets import Dataset, load, open_dataset
 
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
@@ -13,14 +18,33 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder in which MNIST is prepared."""
-    path = str(tmp_path_factory.mktemp("data"))
-    load("mnist", path)
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder in which MNIST is prepared; tests do not write to it."""
+    path = tmp_path_factory.mktemp("data")
+    open_dataset("mnist", str(path))
     return path
 
 
 @pytest.fixture(scope="session")
-def mnist(data_dir: str) -> Dataset:
+def mnist(data_dir: pathlib.Path) -> Dataset:
     """The real data set."""
-    return load("mnist", data_dir)
+    return load("mnist", str(data_dir))
+
+
+@pytest.fixture
+def trainer(data_dir: pathlib.Path, tmp_path: pathlib.Path):
+    """Run `python -m trainer` as a user does; the answer has returncode, stdout and stderr."""
+
+    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "trainer", *arguments, f"--data_dir={data_dir}"]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent)},
+            **options,
+        )
+
+    return run

@@ -33,24 +33,10 @@ ROOT = pathlib.Path(datasets.__file__).parents[2]
 MNIST = pathlib.Path("mnist_idx", "mnist", "1.0.0")
 
 
-@pytest.fixture(scope="session")
-def prepared_data_dir(tmp_path_factory):
-    """A TFDS root folder in which MNIST is prepared. Tests do not write to it."""
-    data_dir = tmp_path_factory.mktemp("data")
-    datasets.open_dataset("mnist", str(data_dir))
-    return data_dir
-
-
-@pytest.fixture(scope="session")
-def mnist(prepared_data_dir):
-    """MNIST as arrays."""
-    return datasets.load("mnist", str(prepared_data_dir))
-
-
 @pytest.fixture
-def data_dir_copy(prepared_data_dir, tmp_path):
+def data_dir_copy(data_dir, tmp_path):
     """A copy of the prepared folder, for tests that damage it."""
-    return pathlib.Path(shutil.copytree(prepared_data_dir, tmp_path / "copy"))
+    return pathlib.Path(shutil.copytree(data_dir, tmp_path / "copy"))
 
 
 def archive_bytes(name, offset):
@@ -112,24 +98,24 @@ def test_pixel_statistics_of_extreme_pixels():
     assert (half.pixel_mean, half.pixel_std) == (0.5, 0.5)
 
 
-def test_source_describes_what_is_read(prepared_data_dir, mnist):
-    source = datasets.open_dataset("mnist", str(prepared_data_dir))
+def test_source_describes_what_is_read(data_dir, mnist):
+    source = datasets.open_dataset("mnist", str(data_dir))
     assert source.name == mnist.name == "mnist"
     assert (source.num_train, source.num_test) == (len(mnist.train_images), len(mnist.test_images))
     assert source.image_shape == mnist.train_images.shape[1:]
     assert source.num_classes == 10
-    assert pathlib.Path(source.data_dir) == prepared_data_dir / MNIST
+    assert pathlib.Path(source.data_dir) == data_dir / MNIST
 
 
-def test_other_people_can_read_it_with_tfds(prepared_data_dir, mnist):
-    builder = tfds.builder_from_directory(prepared_data_dir / MNIST)
+def test_other_people_can_read_it_with_tfds(data_dir, mnist):
+    builder = tfds.builder_from_directory(data_dir / MNIST)
     example = builder.as_data_source("test")[123]
     np.testing.assert_array_equal(example["image"], mnist.test_images[123])
     assert example["label"] == mnist.test_labels[123]
 
 
-def test_both_ways_of_decoding_agree(prepared_data_dir):
-    builder = MnistIdx(config="mnist", data_dir=prepared_data_dir)
+def test_both_ways_of_decoding_agree(data_dir):
+    builder = MnistIdx(config="mnist", data_dir=data_dir)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     some = builder.as_data_source("test", deserialize_method=raw).__getitems__(range(300))
     features = builder.info.features
@@ -194,7 +180,7 @@ def test_processes_may_prepare_together_and_none_imports_tensorflow(tmp_path):
 
 
 @pytest.fixture
-def unwritable_dir(prepared_data_dir):
+def unwritable_dir(data_dir):
     """A folder this process may not write to. For root, who may everywhere, by becoming nobody."""
     base = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))
     base.chmod(0o755)

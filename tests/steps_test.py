@@ -172,8 +172,8 @@ def test_evaluation_counts_every_test_example_once(mnist: Dataset, num_devices: 
     examples = place_examples(
         mnist.test_images, mnist.test_labels, 0.0, 1.0, devices.replicated(mesh)
     )
-    evaluate = create_evaluate(model, mesh, len(mnist.test_labels))
-    sums = evaluate(jax.device_put(params, devices.replicated(mesh)), examples)
+    on_devices = jax.device_put(params, devices.replicated(mesh))
+    sums = create_evaluate(model, mesh, on_devices, examples)(on_devices, examples)
     logits = np.asarray(
         model.apply({"params": params}, mnist.test_images.astype(np.float32) / np.float32(255))
     )

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+import absl.logging
 from absl import flags
 
 from trainer.config import TrainConfig
@@ -183,6 +184,8 @@ def _log_to_stderr() -> None:
             """Write one line."""
             tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
+    # Orbax prints pages about a failed save, which the trainer reports in one line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     logger = logging.getLogger("trainer")
     logger.handlers = [Handler()]
     logger.setLevel(logging.INFO)

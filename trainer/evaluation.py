@@ -16,23 +16,25 @@ _EXAMPLES_PER_DEVICE = 125
 
 
 def create_evaluate(
-    model: nn.Module, mesh: Mesh, num_examples: int
+    model: nn.Module, mesh: Mesh, params: optax.Params, examples: Examples
 ) -> Callable[[optax.Params, Examples], Metrics]:
-    """Return the function that evaluates parameters on a split of `num_examples` examples.
+    """Return the compiled function that evaluates parameters on a split.
 
     Args:
       model: the network.
       mesh: the devices.
-      num_examples: size of the split.
+      params: its parameters, or their shapes, dtypes and shardings.
+      examples: the split, or its shapes, dtypes and shardings.
 
     Returns:
       evaluate(params, examples) -> sums, see `steps.create_eval_step`; it does not wait for the
-      devices. sums["examples"] is num_examples.
+      devices. sums["examples"] is the size of the split.
     """
-    eval_step = create_eval_step(model, mesh)
+    num_examples = examples.labels.shape[0]
     rows = evaluation_batches(num_examples, _EXAMPLES_PER_DEVICE * mesh.size)
     batches = [jax.device_put(row, sharded(mesh)) for row in rows]
     zeros = jax.device_put(zero_sums(), replicated(mesh))
+    eval_step = create_eval_step(model, mesh).lower(params, examples, batches[0], zeros).compile()
 
     def evaluate(params: optax.Params, examples: Examples) -> Metrics:
         sums = zeros

@@ -13,7 +13,7 @@ from trainer.errors import UsageError
 from trainer.evaluation import create_evaluate
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
-from trainer.records import test_means
+from trainer.records import mean_metrics
 from trainer.schedules import position_at
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
@@ -72,9 +72,9 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     examples = place_examples(
         dataset.test_images, dataset.test_labels, inputs["mean"], inputs["std"], sharding
     )
-    run = create_evaluate(model, mesh, len(dataset.test_labels))
+    run = create_evaluate(model, mesh, state.params, examples)
     sums = run(state.params, examples)
-    return {"step": step, **test_means(jax.device_get(sums))}
+    return {"step": step, **mean_metrics(jax.device_get(sums))}
 
 
 def _newest(checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
-from jax.sharding import NamedSharding
 
 from trainer import devices
 from trainer.batches import epoch_batches
@@ -26,7 +25,7 @@ from trainer.job import Job, describe, prepare
 from trainer.records import Records
 from trainer.schedules import position_at
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
-from trainer.steps import Examples, Metrics, create_train_step, place_examples
+from trainer.steps import Examples, Metrics, abstract_examples, create_train_step, place_examples
 
 logger = logging.getLogger(__name__)
 
@@ -128,48 +127,46 @@ class _Data:
 
 def _start(job: Job, checkpoints: Checkpoints) -> tuple[_Programs, _Data, TrainState]:
     """Read the data while XLA compiles and Orbax restores."""
+    init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
+    abstract_state = abstract_train_state(init, devices.replicated(job.mesh))
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(job.source.read)
-        init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
-        programs = _compile(job, init)
-        sharding = devices.replicated(job.mesh)
+        programs = _compile(job, abstract_state)
         if job.first_step:
-            state = checkpoints.restore(job.first_step, abstract_train_state(init, sharding))
-            position = position_at(
-                job.first_step, job.plan.steps_per_epoch, job.plan.steps_per_cycle
-            )
-            rate = float(job.schedule(job.first_step))
-            logger.info("resuming at %s, learning rate %.4g", position, rate)
+            state = checkpoints.restore(job.first_step, abstract_state)
+            _say_resuming(job)
         else:
-            state = create_train_state(init, sharding)
+            state = create_train_state(init, devices.replicated(job.mesh))
         return programs, _place(job, reading.result()), state
 
 
-def _compile(job: Job, init: Callable[[], TrainState]) -> _Programs:
+def _say_resuming(job: Job) -> None:
+    """Say where the run goes on."""
+    plan = job.plan
+    position = position_at(job.first_step, plan.steps_per_epoch, plan.steps_per_cycle)
+    rate = float(job.schedule(job.first_step))
+    logger.info("resuming at %s, learning rate %.4g", position, rate)
+
+
+def _compile(job: Job, state: TrainState) -> _Programs:
     """Compile what needs no data, only their shapes."""
-    num_train, batch_size = job.source.num_train, job.config.batch_size
+    source, batch_size = job.source, job.config.batch_size
     replicated, sharded = devices.replicated(job.mesh), devices.sharded(job.mesh, axis=1)
-
-    def batches_of_epoch(step: jax.Array) -> jax.Array:
-        epoch = step // job.plan.steps_per_epoch
-        return epoch_batches(job.config.seed, epoch, num_train, batch_size)
-
-    def abstract(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding = replicated) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    state = abstract_train_state(init, replicated)
-    examples = Examples(
-        images=abstract((num_train, *job.source.image_shape), jnp.uint8),
-        labels=abstract((num_train,), jnp.int32),
-        mean=abstract((), jnp.float32),
-        std=abstract((), jnp.float32),
+    train = abstract_examples(source.num_train, source.image_shape, replicated)
+    test = abstract_examples(source.num_test, source.image_shape, replicated)
+    batches = jax.ShapeDtypeStruct(
+        (job.plan.steps_per_epoch, batch_size), jnp.int32, sharding=sharded
     )
-    batches = abstract((job.plan.steps_per_epoch, batch_size), jnp.int32, sharded)
+
+    def batches_at(step: jax.Array) -> jax.Array:
+        epoch = step // job.plan.steps_per_epoch
+        return epoch_batches(job.config.seed, epoch, source.num_train, batch_size)
+
     train_step = create_train_step(job.model, job.tx, job.schedule, job.mesh)
     return _Programs(
-        train_step=train_step.lower(state, examples, batches).compile(),
-        epoch_batches=jax.jit(batches_of_epoch, out_shardings=sharded).lower(state.step).compile(),
-        evaluate=create_evaluate(job.model, job.mesh, job.source.num_test),
+        train_step=train_step.lower(state, train, batches).compile(),
+        epoch_batches=jax.jit(batches_at, out_shardings=sharded).lower(state.step).compile(),
+        evaluate=create_evaluate(job.model, job.mesh, state.params, test),
     )
 
 

@@ -91,14 +91,14 @@ class Records:
                 record |= {name: float(metrics[name]) for name in order}
                 self._progress.train(record)
             else:
-                record |= test_means(metrics)
+                record |= mean_metrics(metrics)
                 self.last_test = record
                 self._progress.test(record)
             self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
 
-def test_means(sums: Metrics) -> dict[str, Any]:
+def mean_metrics(sums: Metrics) -> dict[str, Any]:
     """Return loss and accuracy (a fraction) over the examples that an evaluation counted."""
     examples = int(sums["examples"])
     return {

@@ -1,6 +1,6 @@
 """The train step and the evaluation step, sharded over the devices; the only collectives."""
 
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -41,6 +41,22 @@ def place_examples(
     """Put a split on the devices; see `Examples` for the arguments."""
     arrays = (images, labels, np.float32(mean), np.float32(std))
     return Examples(*jax.device_put(arrays, sharding))
+
+
+def abstract_examples(
+    num_examples: int, image_shape: tuple[int, int, int], sharding: NamedSharding
+) -> Examples:
+    """Return shapes, dtypes and sharding of a split as jax.ShapeDtypeStruct leaves."""
+
+    def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return Examples(
+        images=abstract((num_examples, *image_shape), jnp.uint8),
+        labels=abstract((num_examples,), jnp.int32),
+        mean=abstract((), jnp.float32),
+        std=abstract((), jnp.float32),
+    )
 
 
 def create_train_step(

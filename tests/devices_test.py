@@ -1,0 +1,83 @@
+"""The mesh has the devices that were asked for, or the message says which there are."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from trainer import devices
+from trainer.errors import UsageError
+
+
+@pytest.mark.parametrize("num_devices", [1, 3, 8])
+def test_the_first_devices_are_taken(num_devices: int) -> None:
+    mesh = devices.create_mesh("cpu", num_devices)
+    assert list(mesh.devices.flat) == jax.devices()[:num_devices]
+    assert mesh.axis_names == ("data",)
+
+
+def test_zero_means_all() -> None:
+    assert devices.create_mesh("auto", 0).size == 8
+
+
+def test_too_many_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--num_devices=9: there are 8 .*1 to 8.*num_cpu_devices"):
+        devices.create_mesh("cpu", 9)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_another_platform_is_refused(platform: str) -> None:
+    with pytest.raises(UsageError, match=f"--platform={platform}: jax finds only cpu"):
+        devices.create_mesh(platform, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "fitting"),
+    [(100, 8, "96 or 104"), (128, 3, "126 or 129"), (5, 8, "8")],
+)
+def test_a_batch_that_cannot_be_cut_is_refused(
+    batch_size: int, num_devices: int, fitting: str
+) -> None:
+    with pytest.raises(UsageError, match=f"--batch_size={batch_size} .* such as {fitting}$"):
+        devices.check_divisible(batch_size, devices.create_mesh("cpu", num_devices))
+
+
+def test_a_batch_that_can_be_cut_is_taken() -> None:
+    devices.check_divisible(120, devices.create_mesh("cpu", 3))
+
+
+def configured(platform: str, num_cpu_devices: int, batch_size: int, **environment: str) -> dict:
+    """What a fresh process sees after configure()."""
+    program = (
+        "import json, os, jax\n"
+        "from trainer import devices\n"
+        f"devices.configure({platform!r}, {num_cpu_devices}, {batch_size})\n"
+        "print(json.dumps({'devices': jax.device_count(), 'threads': os.environ.get('PJRT_NPROC'),"
+        " 'platform': jax.default_backend()}))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "XLA_FLAGS")}
+    command = [sys.executable, "-c", program]
+    out = subprocess.run(command, capture_output=True, check=True, env=clean | environment)
+    return json.loads(out.stdout)
+
+
+def test_virtual_devices_get_threads_enough() -> None:
+    found = configured("cpu", 8, 128)
+    assert found["devices"] == 8
+    assert int(found["threads"]) >= 32
+    assert configured("cpu", 8, 128, PJRT_NPROC="64")["threads"] == "64"
+
+
+@pytest.mark.parametrize(("batch_size", "power"), [(128, 8), (12, 4), (5, 1)])
+def test_the_number_chosen_fits_cores_and_batch(batch_size: int, power: int) -> None:
+    found = configured("auto", 0, batch_size)
+    cores = len(os.sched_getaffinity(0))
+    assert found["devices"] == min(power, 2 ** (min(cores, 8).bit_length() - 1))
+
+
+def test_describe() -> None:
+    assert devices.describe(devices.create_mesh("cpu", 1)) == "1 device (cpu)"
+    assert devices.describe(devices.create_mesh("cpu", 8)) == "8 devices (cpu)"

@@ -1,0 +1,203 @@
+"""A run that stops and goes on is the run that never stopped, bit for bit."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from trainer import devices, inspection, job
+from trainer.checkpoints import Checkpoints
+from trainer.config import TrainConfig
+from trainer.errors import UsageError
+from trainer.loop import train
+from trainer.models import create_model
+from trainer.optimizers import create_optimizer
+from trainer.schedules import create_triangular_schedule
+from trainer.state import TrainState, abstract_train_state, train_state_init
+
+
+@pytest.fixture
+def config(data_dir: Path) -> TrainConfig:
+    """Three epochs of 20 steps, cycles of 7: boundaries never fall together."""
+    return TrainConfig(
+        data_dir=str(data_dir),
+        model="mlp",
+        batch_size=3000,
+        steps_per_cycle=7,
+        num_epochs=3,
+        checkpoint_every_steps=10,
+        keep_checkpoints=100,
+        num_devices=2,
+    )
+
+
+def stored_state(workdir: Path, step: int, model: str = "mlp") -> TrainState:
+    tx = create_optimizer("sgd", 0.9, False, 0.0)
+    init = train_state_init(create_model(model, 10), tx, 0, (28, 28, 1))
+    sharding = devices.replicated(devices.create_mesh("cpu", 1))
+    return Checkpoints(workdir).restore(step, abstract_train_state(init, sharding))
+
+
+def assert_same_bits(one: TrainState, other: TrainState) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stop_and_resume_is_no_stop(config: TrainConfig, tmp_path: Path) -> None:
+    """Stops in mid-cycle, at its lowest rate, at an epoch's end, in mid-epoch, before the end."""
+    train(config, tmp_path / "unbroken")
+    for stop in (3, 7, 20, 25, 59, 60):
+        train(dataclasses.replace(config, num_steps=stop), tmp_path / "broken")
+    states = [stored_state(tmp_path / name, 60) for name in ("broken", "unbroken")]
+    assert_same_bits(*states)
+    ours, theirs = (
+        [line for line in metrics(tmp_path / name) if line["split"] == "train"]
+        for name in ("broken", "unbroken")
+    )
+    assert ours == theirs
+    assert [line["step"] for line in ours] == list(range(60))
+
+
+def test_resume_of_the_cnn(config: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, model="cnn", batch_size=64, num_steps=6)
+    train(config, tmp_path / "unbroken")
+    train(dataclasses.replace(config, num_steps=4), tmp_path / "broken")
+    train(config, tmp_path / "broken")
+    states = [stored_state(tmp_path / name, 6, "cnn") for name in ("broken", "unbroken")]
+    assert_same_bits(*states)
+
+
+def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
+    test = train(config, tmp_path)
+    found = metrics(tmp_path)
+    train_lines = [line for line in found if line["split"] == "train"]
+    schedule = create_triangular_schedule(config.lr_min, config.lr_max, 7)
+    rates = [np.float32(line["learning_rate"]) for line in train_lines]
+    np.testing.assert_array_equal(rates, schedule(np.arange(60)))
+    tests = [line for line in found if line["split"] == "test"]
+    assert [line["step"] for line in tests] == [20, 40, 60]
+    assert [line["examples"] for line in tests] == [10000] * 3
+    assert tests[-1] == test
+    assert test["accuracy"] > 0.8
+    assert train_lines[-1]["loss"] < train_lines[0]["loss"]
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert TrainConfig(**stored) == config.resolve(config.plan(60000))
+
+
+def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    train(dataclasses.replace(config, num_steps=25), tmp_path)
+    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    assert steps == {10, 20, 25}
+
+
+def test_resume_says_where_it_goes_on(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(dataclasses.replace(config, num_steps=24), tmp_path)
+    with caplog.at_level(logging.INFO, "trainer"):
+        train(dataclasses.replace(config, num_steps=25), tmp_path)
+    assert (
+        "resuming at step 24: epoch 2, cycle 4, step 3 of 7 of the cycle, rising, "
+        "learning rate 0.02325" in caplog.text
+    )
+
+
+def test_a_complete_run_says_so_and_how_to_go_on(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(dataclasses.replace(config, num_epochs=1), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with caplog.at_level(logging.INFO, "trainer"):
+        assert train(dataclasses.replace(config, num_epochs=1), tmp_path) is None
+    assert "is complete: 20 of 20 steps" in caplog.text
+    assert "--num_epochs=2 or --num_steps=40" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_another_trajectory_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    train(dataclasses.replace(config, num_steps=2), tmp_path)
+    stored = (tmp_path / "config.json").read_text()
+    with pytest.raises(UsageError, match=r"--lr_max: 0.03 there, 0.1 now"):
+        train(dataclasses.replace(config, lr_max=0.1), tmp_path)
+    assert (tmp_path / "config.json").read_text() == stored
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 101}, "--batch_size=101 .* such as 100 or 102"),
+        ({"batch_size": 70000}, "--batch_size=70000 is more than the 60000"),
+        ({"platform": "tpu"}, "--platform=tpu"),
+        ({"num_devices": 9}, "--num_devices=9"),
+        ({"steps_per_cycle": None, "cycles_per_epoch": 11}, "--cycles_per_epoch=11"),
+        ({"dataset": "no_such_data"}, "--dataset=no_such_data"),
+    ],
+)
+def test_what_cannot_run_writes_nothing(
+    config: TrainConfig, tmp_path: Path, wrong: dict, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(dataclasses.replace(config, **wrong), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workdir_that_cannot_be_made(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UsageError, match=r"--workdir=.*file/run cannot be written: Not a directory"
+    ):
+        train(config, tmp_path / "file" / "run")
+
+
+def test_the_plan_in_words(config: TrainConfig, tmp_path: Path) -> None:
+    text = job.describe(job.prepare(config, tmp_path / "run"))
+    for words in (
+        "2 devices (cpu), each 1500 of the 3000 examples",
+        "60000 training and 10000 test examples of mnist",
+        "60 steps, 3 epochs of 20",
+        "8.57143 cycles of 7 steps",
+        str(tmp_path / "run"),
+        "from the beginning",
+    ):
+        assert words in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_inspect_and_evaluate(config: TrainConfig, tmp_path: Path, standardize: bool) -> None:
+    config = dataclasses.replace(config, standardize=standardize, num_steps=24)
+    test = train(config, tmp_path)
+    found = inspection.inspect(tmp_path)
+    schedule = create_triangular_schedule(config.lr_min, config.lr_max, 7)
+    assert {name: found[name] for name in ("step", "epoch", "cycle", "cycle_step")} == {
+        "step": 24,
+        "epoch": 1,
+        "cycle": 3,
+        "cycle_step": 3,
+    }
+    assert np.float32(found["learning_rate"]) == schedule(24)
+    assert found["config"]["standardize"] == standardize
+    for num_devices in (2, 3):
+        given = TrainConfig(data_dir=config.data_dir, num_devices=num_devices)
+        again = inspection.evaluate(tmp_path, given)
+        assert (again["step"], again["examples"]) == (24, 10000)
+        assert again["accuracy"] == test["accuracy"]
+        np.testing.assert_allclose(again["loss"], test["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "command", [inspection.inspect, lambda w: inspection.evaluate(w, TrainConfig())]
+)
+def test_no_checkpoint(tmp_path: Path, command) -> None:
+    with pytest.raises(UsageError, match="there is no checkpoint in"):
+        command(tmp_path)
