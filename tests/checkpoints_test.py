@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from trainer import devices
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpointer, DamagedError, read_meta, restore
 from trainer.errors import RunError
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
@@ -18,6 +19,10 @@ from trainer.state import TrainState, abstract_train_state, create_train_state, 
 def init():
     tx = create_optimizer("adamw", 0.9, False, 0.1)
     return train_state_init(create_model("mlp", 10), tx, 0, (28, 28, 1))
+
+
+def folder(workdir: Path, step: int) -> epath.Path:
+    return epath.Path(workdir) / "checkpoints" / str(step)
 
 
 def replicated(num_devices: int):
@@ -44,21 +49,20 @@ def assert_same_bits(one: TrainState, other: TrainState) -> None:
 @pytest.mark.parametrize(("saved_on", "restored_on"), [(8, 8), (8, 1), (1, 8), (2, 3)])
 def test_round_trip(tmp_path: Path, saved_on: int, restored_on: int) -> None:
     state = state_at(5, saved_on)
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(state, 5, {"config": {"lr_max": 0.03}})
-    stored = Checkpoints(tmp_path)
-    assert stored.latest_step() == 5
-    assert stored.read_meta(5) == {"config": {"lr_max": 0.03}}
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(state, 5, {"step": 5, "config": {"lr_max": 0.03}})
     abstract = abstract_train_state(init(), replicated(restored_on))
-    restored = stored.restore(5, abstract)
-    assert_same_bits(restored, state)
-    assert all(len(leaf.sharding.device_set) == restored_on for leaf in jax.tree.leaves(restored))
+    restored = restore(folder(tmp_path, 5), 5, abstract)
+    assert_same_bits(restored.state, state)
+    assert restored.meta["config"] == {"lr_max": 0.03}
+    for leaf in jax.tree.leaves(restored.state):
+        assert len(leaf.sharding.device_set) == restored_on
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
         for step in (1, 2, 3):
-            checkpoints.save(state_at(step), step, {})
+            checkpointer.save(state_at(step), step, {"step": step})
     names = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
     assert names == {"2", "3"}
 
@@ -66,33 +70,48 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_save_survives_the_donation_of_its_state(tmp_path: Path) -> None:
     """The step that follows may overwrite the buffers at once."""
     overwrite = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0 - 1, s), donate_argnums=0)
-    with Checkpoints(tmp_path, keep=20) as checkpoints:
+    with Checkpointer(tmp_path, keep=20) as checkpointer:
         for step in range(1, 11):
             state = state_at(step, 2)
-            checkpoints.save(state, step, {})
+            checkpointer.save(state, step, {"step": step})
             jax.block_until_ready(overwrite(state))
     abstract = abstract_train_state(init(), replicated(1))
     for step in range(1, 11):
-        assert_same_bits(Checkpoints(tmp_path).restore(step, abstract), state_at(step, 1))
-
-
-def test_nothing_is_written_by_reading(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path / "none").latest_step() is None
-    assert list(tmp_path.iterdir()) == []
+        assert_same_bits(restore(folder(tmp_path, step), step, abstract).state, state_at(step, 1))
 
 
 def test_a_step_that_exists_is_not_saved_again_silently(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(state_at(5), 5, {})
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(state_at(5), 5, {"step": 5})
         with pytest.raises(RunError, match="step 5 was not saved"):
-            checkpoints.save(state_at(5), 5, {})
+            checkpointer.save(state_at(5), 5, {"step": 5})
 
 
-def test_a_failed_save_surfaces(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.directory.rmdir()
-        checkpoints.directory.write_text("a file in the way")
-        checkpoints.save(state_at(6), 6, {})
-        with pytest.raises(RunError, match=r"could not be written to .*checkpoints: .*intact"):
-            checkpoints.wait()
-        checkpoints.directory.unlink()
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_saved(tmp_path: Path, bad: float) -> None:
+    state = state_at(1)
+    bias = state.params["Dense_1"]["bias"].at[3].set(bad)
+    params = state.params | {"Dense_1": state.params["Dense_1"] | {"bias": bias}}
+    with (
+        Checkpointer(tmp_path, keep=2) as checkpointer,
+        pytest.raises(RunError, match="params/Dense_1/bias is not finite after 1 steps"),
+    ):
+        checkpointer.save(state.replace(params=params), 1, {"step": 1})
+
+
+def test_meta_is_verified(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(state_at(1), 1, {"step": 1, "note": "abcdef"})
+    path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
+    path.write_text(path.read_text().replace("abcdef", "abcdeg"))
+    with pytest.raises(DamagedError, match="meta differs from its digest"):
+        read_meta(folder(tmp_path, 1))
+
+
+def test_other_leaves_are_no_damage(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(state_at(1), 1, {"step": 1})
+    tx = create_optimizer("sgd", 0.9, False, 0.0)
+    sgd = train_state_init(create_model("mlp", 10), tx, 0, (28, 28, 1))
+    with pytest.raises(RunError, match="made by another version: only one side has opt_state"):
+        restore(folder(tmp_path, 1), 1, abstract_train_state(sgd, replicated(1)))

@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from trainer import devices, inspection, job
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import restore
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
 from trainer.loop import train
@@ -39,7 +40,8 @@ def stored_state(workdir: Path, step: int, model: str = "mlp") -> TrainState:
     tx = create_optimizer("sgd", 0.9, False, 0.0)
     init = train_state_init(create_model(model, 10), tx, 0, (28, 28, 1))
     sharding = devices.replicated(devices.create_mesh("cpu", 1))
-    return Checkpoints(workdir).restore(step, abstract_train_state(init, sharding))
+    path = epath.Path(workdir) / "checkpoints" / str(step)
+    return restore(path, step, abstract_train_state(init, sharding)).state
 
 
 def assert_same_bits(one: TrainState, other: TrainState) -> None:
@@ -116,18 +118,24 @@ def test_a_complete_run_says_so_and_how_to_go_on(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(dataclasses.replace(config, num_epochs=1), tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = written(tmp_path)
     with caplog.at_level(logging.INFO, "trainer"):
         assert train(dataclasses.replace(config, num_epochs=1), tmp_path) is None
     assert "is complete: 20 of 20 steps" in caplog.text
     assert "--num_epochs=2 or --num_steps=40" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert written(tmp_path) == before
+
+
+def written(workdir: Path) -> dict[Path, int]:
+    """When each file but the lock was written."""
+    paths = [path for path in workdir.rglob("*") if path.is_file() and path.name != "lock"]
+    return {path: path.stat().st_mtime_ns for path in paths}
 
 
 def test_another_trajectory_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     train(dataclasses.replace(config, num_steps=2), tmp_path)
     stored = (tmp_path / "config.json").read_text()
-    with pytest.raises(UsageError, match=r"--lr_max: 0.03 there, 0.1 now"):
+    with pytest.raises(UsageError, match=r"lr_max +0.03 +0.1\n"):
         train(dataclasses.replace(config, lr_max=0.1), tmp_path)
     assert (tmp_path / "config.json").read_text() == stored
 

@@ -1,62 +1,86 @@
-"""Checkpoints of a run, the only user of Orbax: save, restore, read what is stored beside them."""
+"""One checkpoint, written or read and verified; the only user of Orbax."""
 
+import contextlib
+import dataclasses
+import gc
+import sys
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from trainer.digests import json_digest, leaf_digests, leaf_name
 from trainer.errors import RunError
 from trainer.state import TrainState
 
-_DIRECTORY = "checkpoints"
+
+def checkpoints_dir(workdir: epath.PathLike) -> epath.Path:
+    """Return where the checkpoints of a workdir lie, one folder a step."""
+    return epath.Path(workdir).absolute() / "checkpoints"
 
 
-class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, one folder a step.
+class Checkpointer:
+    """Saves states in the background.
 
-    A checkpoint holds the state, and beside it `meta`, a JSON object: the configuration and what
-    else is needed to use the state without the run that made it.
-
-    Attributes:
-      directory: where they lie.
+    A checkpoint holds the state, and beside it a JSON object: the caller's `meta`, a digest of
+    every leaf ("digests": name to hex) and one of the whole state ("digest").
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int | None = None):
-        """Open the checkpoints of a workdir; the folder is made by the first save.
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        """Open the checkpoints of a workdir for writing.
 
         Args:
           workdir: of the run.
-          keep: newest checkpoints to keep, or None to read only.
+          keep: newest checkpoints to keep, >= 1.
         """
-        self.directory = epath.Path(workdir).absolute() / _DIRECTORY
-        policies = ocp.checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(keep) if keep else None,
-            cleanup_tmp_directories=keep is not None,
-            create=keep is not None,
+        self._directory = checkpoints_dir(workdir)
+        self._saving = False
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep)
+            ),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-
-    def latest_step(self) -> int | None:
-        """Return the newest step that is stored, or None."""
-        return self._manager.latest_step()
 
     def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
         """Store the state under `step` in the background.
 
         The call returns when the state has been copied off the devices, so the caller may donate
-        it. A failure surfaces at the next save, or at `wait`.
+        it. A failure surfaces at `poll`, `wait` or the next save.
+
+        Args:
+          state: what `restore` will return.
+          step: larger than every stored one.
+          meta: what JSON can hold.
 
         Raises:
-          RunError: this or the previous save failed.
+          RunError: the state is not finite, or this or the previous save failed.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        try:
+        host_state = jax.device_get(state)
+        _check_finite(host_state, step)
+        digests = leaf_digests(host_state)
+        content = meta | {"digests": digests, "digest": json_digest(digests)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({"content": content, "sha256": json_digest(content)}),
+        )
+        with self._surfacing():
             saved = self._manager.save(step, args=args)
-        except Exception as error:  # Orbax raises many kinds, bare Exception among them.
-            raise self._save_error(step, error) from error
+            self._saving = True
         if not saved:
-            raise RunError(f"step {step} was not saved: {self.directory} holds it or a later one")
+            raise RunError(f"step {step} was not saved: {self._directory} holds it or a later one")
+
+    def poll(self) -> None:
+        """Surface the failure of a save that has ended; waits for nothing.
+
+        Raises:
+          RunError: the save failed.
+        """
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Return when the last save is on disk.
@@ -64,41 +88,137 @@ class Checkpoints:
         Raises:
           RunError: it failed.
         """
-        try:
+        with self._surfacing():
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._save_error(None, error) from error
+        self._saving = False
 
-    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """Return the stored state, laid out as the abstract state says, bit for bit.
-
-        Args:
-          step: one that is stored.
-          abstract_state: shapes, dtypes and shardings; any number of devices.
-        """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args).state
-
-    def read_meta(self, step: int) -> dict[str, Any]:
-        """Return the JSON object stored beside the state."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).meta
-
-    def __enter__(self) -> "Checkpoints":
-        """Return the checkpoints themselves."""
+    def __enter__(self) -> "Checkpointer":
+        """Return the checkpointer itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Let go of the folder; a save that runs is finished first."""
-        self._manager.close()
+        """Finish a save that runs, and let go of the folder."""
+        if exception == (None, None, None):
+            with self._surfacing():
+                self._manager.close()
+        else:
+            # What failed first is what the user should read.
+            with contextlib.suppress(Exception), _silence():
+                self._manager.close()
 
-    def _save_error(self, step: int | None, error: Exception) -> RunError:
-        """Return the error that a user sees when a save failed."""
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        what = (
-            "a checkpoint" if step is None else f"the checkpoint at step {step} or the one before"
-        )
-        return RunError(
-            f"{what} could not be written to {self.directory}: {first_line}; "
-            "free space or mend the disk and run the same command: older checkpoints are intact"
-        )
+    @contextlib.contextmanager
+    def _surfacing(self) -> Iterator[None]:
+        """Turn whatever Orbax raises, bare Exception among it, into a RunError."""
+        try:
+            yield
+        except Exception as error:
+            reason = _first_line(error)
+            raise RunError(
+                f"a checkpoint could not be written to {self._directory}: {reason}; free space or "
+                "mend the disk and run the same command: older checkpoints are intact"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read and agrees with its digests.
+
+    Attributes:
+      step: updates made.
+      state: as it was saved, bit for bit.
+      meta: as it was given to `save`, with "digests" and "digest".
+    """
+
+    step: int
+    state: TrainState
+    meta: dict[str, Any]
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was saved; the message says what differs."""
+
+
+def restore(path: epath.Path, step: int, abstract_state: TrainState) -> Restored:
+    """Return the checkpoint in a folder, if every bit of it is as it was saved.
+
+    Args:
+      path: of the folder.
+      step: the one that its name says.
+      abstract_state: shapes, dtypes and shardings of the state; any number of devices.
+
+    Raises:
+      DamagedError: something is not as it was saved.
+      RunError: the checkpoint is intact, but of other leaves than the state.
+    """
+    meta = read_meta(path)
+    if meta["step"] != step:
+        raise DamagedError(f"it is that of step {meta['step']}")
+    leaves = jax.tree_util.tree_flatten_with_path(abstract_state)[0]
+    names = {leaf_name(leaf_path) for leaf_path, _ in leaves}
+    other = sorted(names ^ meta["digests"].keys())
+    if other:
+        raise RunError(f"{path} was made by another version: only one side has {other[0]}")
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+    state = _read(path, args).state
+    for name, digest in leaf_digests(state).items():
+        if digest != meta["digests"][name]:
+            raise DamagedError(f"{name} differs from its digest")
+    return Restored(step, state, meta)
+
+
+def read_meta(path: epath.Path) -> dict[str, Any]:
+    """Return the JSON object of the checkpoint in a folder.
+
+    Raises:
+      DamagedError: it cannot be read or does not agree with its digest.
+    """
+    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+    meta = _read(path, args).meta
+    try:
+        content, digest = meta["content"], meta["sha256"]
+    except (KeyError, TypeError) as error:
+        raise DamagedError("meta has other keys") from error
+    if json_digest(content) != digest:
+        raise DamagedError("meta differs from its digest")
+    return content
+
+
+def _read(path: epath.Path, args: ocp.args.Composite) -> Any:
+    """Read items of a checkpoint with Orbax, which raises anything when files are damaged."""
+    items = list(args.keys())
+    for item in items:
+        if not (path / item).is_dir():
+            raise DamagedError(f"{item} is missing")
+    try:
+        with _silence(), ocp.Checkpointer(ocp.CompositeCheckpointHandler(*items)) as reader:
+            return reader.restore(path, args=args)
+    except Exception as error:
+        raise DamagedError(f"{' and '.join(items)}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what Orbax's background tasks print about a failure off the user's terminal."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        gc.collect()  # They print when they are collected.
+        sys.unraisablehook = hook
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """Refuse to save numbers that no run can go on from."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        if not np.isfinite(leaf).all():
+            raise RunError(
+                f"{leaf_name(path)} is not finite after {step} steps and was not saved; older "
+                "checkpoints are intact; try a lower --lr_max in a new --workdir"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, not longer than a terminal is wide."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 160 else lines[0][:157] + "..."

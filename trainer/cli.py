@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import sys
 import textwrap
 import typing
@@ -13,12 +14,13 @@ import absl.logging
 from absl import flags
 
 from trainer.config import TrainConfig
-from trainer.errors import RunError, UsageError
+from trainer.errors import RunError, Stopped, UsageError
 
 # The libraries behind the commands take seconds to import: each command imports what it uses, so
 # that --help and a mistyped flag answer at once.
 
-EXIT_DONE, EXIT_USAGE, EXIT_FAILED = 0, 1, 2
+EXIT_DONE, EXIT_USAGE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 2, 75
+EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 
 _DEFAULT_WORKDIR = "runs/mnist"
 
@@ -29,7 +31,13 @@ def main(argv: list[str] | None = None) -> None:
     Args:
       argv: program name and arguments, sys.argv if None.
     """
-    sys.exit(run(sys.argv if argv is None else argv))
+    status = run(sys.argv if argv is None else argv)
+    if status == EXIT_FAILED:
+        # Threads of a save that failed may wait for each other for minutes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run(argv: list[str]) -> int:
@@ -39,7 +47,7 @@ def run(argv: list[str]) -> int:
       argv: program name and arguments.
 
     Returns:
-      0 done, 1 wrong usage, 2 the run failed.
+      0 done, 1 wrong usage, 2 the run failed, 75 stopped by a signal with a checkpoint saved.
     """
     try:
         values = _define_flags()
@@ -57,6 +65,13 @@ def run(argv: list[str]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        # Before the loop there is nothing to save.
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _train(config: TrainConfig, values: flags.FlagValues) -> int:
@@ -64,11 +79,12 @@ def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     _configure_devices(config)
     from trainer import job, loop
 
+    allowed = values.allow_config_change
     if values.dry_run:
-        plan = job.prepare(config, values.workdir)
+        plan = job.prepare(config, values.workdir, allowed)
         print(job.describe(plan), file=sys.stderr)
     else:
-        loop.train(config, values.workdir)
+        loop.train(config, values.workdir, allowed)
     return EXIT_DONE
 
 
@@ -133,6 +149,12 @@ def _define_flags() -> flags.FlagValues:
         "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
     )
     flags.DEFINE_bool("dry_run", False, "print the plan and train nothing", flag_values=values)
+    flags.DEFINE_list(
+        "allow_config_change",
+        [],
+        "fields, separated by commas, that may differ from those of the run that is resumed",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     return values
 
@@ -157,7 +179,8 @@ def _help(values: flags.FlagValues) -> str:
     lines += [f"  {name:10}{run.__doc__}" for name, run in _COMMANDS.items()]
     groups: dict[str, list[tuple[str, Any, str]]] = {
         "General": [
-            (name, values[name].default, values[name].help) for name in ("workdir", "dry_run")
+            (name, values[name].default, values[name].help)
+            for name in ("workdir", "dry_run", "allow_config_change")
         ]
         + [("flagfile", None, "read flags from a file, one a line; what comes later wins")]
     }

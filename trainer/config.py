@@ -117,6 +117,13 @@ class TrainConfig:
         minimum=1,
         trajectory=False,
     )
+    check_replicas_every_steps: int | None = _option(
+        None,
+        "Records",
+        "steps between comparisons of the devices' states; unset: only before every checkpoint",
+        minimum=1,
+        trajectory=False,
+    )
     log_every_steps: int = _option(
         100,
         "Records",

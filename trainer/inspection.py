@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from trainer import devices
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Restored, checkpoints_dir
 from trainer.config import TrainConfig
 from trainer.datasets import load
 from trainer.errors import UsageError
@@ -14,39 +16,54 @@ from trainer.evaluation import create_evaluate
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
 from trainer.records import mean_metrics
+from trainer.recovery import read_newest_meta, restore_newest
 from trainer.schedules import position_at
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
 
+_SHOWN = (
+    "learning_rate",
+    "learning_rate_bits",
+    "config",
+    "config_history",
+    "versions",
+    "num_devices",
+    "num_processes",
+    "digests",
+    "digest",
+)
+
 
 def inspect(workdir: epath.PathLike) -> dict[str, Any]:
-    """Describe the newest checkpoint without training or data.
+    """Describe the newest good checkpoint; it is read and verified, no data are needed.
 
     Args:
       workdir: of a run.
 
     Returns:
       step, epoch, cycle and cycle_step (all from 0), learning_rate (the next one to be applied),
-      and config.
+      its bits and those of the last one applied, config, config_history, versions, num_devices,
+      num_processes, digests (leaf name to hex) and digest (of the whole state).
 
     Raises:
       UsageError: there is no checkpoint.
+      RunError: no checkpoint is good.
     """
-    step, meta = _newest(Checkpoints(workdir))
-    config = meta["config"]
-    position = position_at(step, meta["steps_per_epoch"], config["steps_per_cycle"])
+    restored, _ = _newest(workdir, devices.create_mesh("auto", 1))
+    meta = restored.meta
+    plan = meta["steps_per_epoch"], meta["config"]["steps_per_cycle"]
+    position = position_at(restored.step, *plan)
     return {
-        "step": step,
+        "step": restored.step,
         "epoch": position.epoch,
         "cycle": position.cycle,
         "cycle_step": position.cycle_step,
-        "learning_rate": meta["learning_rate"],
-        "config": config,
+        **{name: meta[name] for name in _SHOWN},
     }
 
 
 def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
-    """Evaluate the newest checkpoint on the test split.
+    """Evaluate the newest good checkpoint on the test split.
 
     Args:
       workdir: of a run.
@@ -57,32 +74,38 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
 
     Raises:
       UsageError: there is no checkpoint, or the devices are not there.
-      RunError: the data are damaged.
+      RunError: the data are damaged, or no checkpoint is good.
     """
     mesh = devices.create_mesh(given.platform, given.num_devices)
-    checkpoints = Checkpoints(workdir)
-    step, meta = _newest(checkpoints)
+    restored, model = _newest(workdir, mesh)
+    config, inputs = restored.meta["config"], restored.meta["inputs"]
+    dataset = load(config["dataset"], given.data_dir)
+    examples = place_examples(
+        dataset.test_images,
+        dataset.test_labels,
+        inputs["mean"],
+        inputs["std"],
+        devices.replicated(mesh),
+    )
+    params = restored.state.params
+    sums = create_evaluate(model, mesh, params, examples)(params, examples)
+    return {"step": restored.step, **mean_metrics(jax.device_get(sums))}
+
+
+def _newest(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
+    """Return the newest good checkpoint and its network, or raise a UsageError."""
+    newest = read_newest_meta(workdir)
+    if newest is None:
+        raise UsageError(
+            f"there is no checkpoint in {checkpoints_dir(workdir)}; valid: a --workdir that "
+            "python -m trainer has trained in"
+        )
+    _, meta = newest
     config, inputs = TrainConfig(**meta["config"]), meta["inputs"]
     model = create_model(config.model, inputs["num_classes"], config.compute_dtype)
     tx = create_optimizer(config.optimizer, config.momentum, config.nesterov, config.weight_decay)
     init = train_state_init(model, tx, config.seed, tuple(inputs["image_shape"]))
-    sharding = devices.replicated(mesh)
-    state = checkpoints.restore(step, abstract_train_state(init, sharding))
-    dataset = load(config.dataset, given.data_dir)
-    examples = place_examples(
-        dataset.test_images, dataset.test_labels, inputs["mean"], inputs["std"], sharding
-    )
-    run = create_evaluate(model, mesh, state.params, examples)
-    sums = run(state.params, examples)
-    return {"step": step, **mean_metrics(jax.device_get(sums))}
-
-
-def _newest(checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:
-    """Return step and meta of the newest checkpoint, or raise a UsageError."""
-    step = checkpoints.latest_step()
-    if step is None:
-        raise UsageError(
-            f"there is no checkpoint in {checkpoints.directory}; valid: a --workdir that "
-            "python -m trainer has trained in"
-        )
-    return step, checkpoints.read_meta(step)
+    abstract = abstract_train_state(init, devices.replicated(mesh))
+    restored = restore_newest(workdir, abstract, set_aside=False)
+    assert restored is not None  # There is one whose meta is intact.
+    return restored, model

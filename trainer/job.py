@@ -1,6 +1,8 @@
 """A run, checked and decided in every detail before anything is computed or written."""
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
 import flax.linen as nn
 import optax
@@ -8,12 +10,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from trainer import devices
-from trainer.checkpoints import Checkpoints
 from trainer.config import Plan, TrainConfig
+from trainer.config_changes import check_config_change
 from trainer.datasets import DatasetSource, open_dataset
-from trainer.errors import UsageError
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
+from trainer.recovery import read_newest_meta
 from trainer.schedules import create_schedule
 
 
@@ -27,7 +29,9 @@ class Job:
       workdir: where the run's files lie.
       mesh: its devices.
       source: its data set, not read yet.
-      first_step: 0, or the newest checkpoint's step.
+      stored_step: the newest checkpoint's, or 0; it has not been verified yet.
+      config_history: what was changed at earlier resumes and at this one: a list of
+        {"step": int, "changes": {field: [before, after]}}.
       model: the network.
       tx: the optimizer, without a learning rate.
       schedule: step -> learning rate.
@@ -38,21 +42,26 @@ class Job:
     workdir: epath.Path
     mesh: Mesh
     source: DatasetSource
-    first_step: int
+    stored_step: int
+    config_history: list[dict[str, Any]]
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
 
 
-def prepare(config: TrainConfig, workdir: epath.PathLike) -> Job:
+def prepare(
+    config: TrainConfig, workdir: epath.PathLike, allow_config_change: Collection[str] = ()
+) -> Job:
     """Find devices, data and earlier checkpoints, and check that all fits together.
 
     Args:
       config: the hyperparameters.
       workdir: of the run; it need not exist, and nothing is written to it.
+      allow_config_change: fields that may differ from those of the run in the workdir.
 
     Raises:
       UsageError: something does not fit; the message says what would.
+      RunError: the run in the workdir has checkpoints, but none can be used.
     """
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
@@ -60,14 +69,24 @@ def prepare(config: TrainConfig, workdir: epath.PathLike) -> Job:
     plan = config.plan(source.num_train)
     config = config.resolve(plan)
     workdir = epath.Path(workdir)
-    first_step = _find_checkpoint(workdir, config)
+    stored_step, history = 0, []
+    newest = read_newest_meta(workdir)
+    if newest is not None:
+        stored_step, meta = newest
+        changes = check_config_change(
+            meta["config"], config, stored_step, allow_config_change, workdir
+        )
+        history = meta["config_history"]
+        if changes:
+            history = [*history, {"step": stored_step, "changes": changes}]
     return Job(
         config=config,
         plan=plan,
         workdir=workdir,
         mesh=mesh,
         source=source,
-        first_step=first_step,
+        stored_step=stored_step,
+        config_history=history,
         model=create_model(config.model, source.num_classes, config.compute_dtype),
         tx=create_optimizer(
             config.optimizer, config.momentum, config.nesterov, config.weight_decay
@@ -93,26 +112,6 @@ def describe(job: Job) -> str:
         f"{num_cycles:g} cycles of {plan.steps_per_cycle} steps",
         "model": f"{config.model} in {config.compute_dtype}, {config.optimizer}",
         "files": f"{job.workdir}, a checkpoint every {config.checkpoint_every_steps} steps",
-        "start": f"at step {job.first_step}" if job.first_step else "from the beginning",
+        "start": f"at step {job.stored_step}" if job.stored_step else "from the beginning",
     }
     return "\n".join(f"{name:10}{text}" for name, text in lines.items())
-
-
-def _find_checkpoint(workdir: epath.Path, config: TrainConfig) -> int:
-    """Return the newest checkpoint's step, or 0; refuse one of a run that went another way."""
-    stored = Checkpoints(workdir)
-    step = stored.latest_step()
-    if step is None:
-        return 0
-    before = stored.read_meta(step)["config"]
-    given = dataclasses.asdict(config)
-    changed = [name for name in config.trajectory_fields() if before.get(name) != given[name]]
-    if changed:
-        table = "\n".join(
-            f"  --{name}: {before.get(name)} there, {given[name]} now" for name in changed
-        )
-        raise UsageError(
-            f"the run in {workdir} was made with other values:\n{table}\n"
-            "valid: the same values, or another --workdir"
-        )
-    return step

@@ -1,10 +1,12 @@
 """The training job: a configuration and a workdir in, checkpoints and records out."""
 
 import dataclasses
+import errno
 import json
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -16,14 +18,19 @@ from etils import epath
 
 from trainer import devices
 from trainer.batches import epoch_batches
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpointer, Restored
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
-from trainer.errors import UsageError
+from trainer.digests import float_bits
+from trainer.errors import RunError, Stopped, UsageError
 from trainer.evaluation import create_evaluate
 from trainer.job import Job, describe, prepare
+from trainer.lock import WorkdirLock
 from trainer.records import Records
+from trainer.recovery import restore_newest
+from trainer.replicas import create_replica_check
 from trainer.schedules import position_at
+from trainer.signals import StopRequest
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, Metrics, abstract_examples, create_train_step, place_examples
 
@@ -34,77 +41,135 @@ CONFIG_FILE = "config.json"
 _RECORDED_PACKAGES = ("cyclic-trainer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
-def train(config: TrainConfig, workdir: epath.PathLike) -> dict[str, Any] | None:
-    """Train, or go on from the newest checkpoint, or say that the run is complete.
+def train(
+    config: TrainConfig, workdir: epath.PathLike, allow_config_change: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """Train, or go on from the newest good checkpoint, or say that the run is complete.
 
     Args:
       config: the hyperparameters.
       workdir: where checkpoints and records go; made if missing.
+      allow_config_change: fields that may differ from those of the run in the workdir.
 
     Returns:
       The last test record (step, loss, accuracy as a fraction, examples), or None if the run was
       complete already.
 
     Raises:
-      UsageError: the configuration fits neither devices, data nor the run in the workdir; nothing
-        has been written.
-      RunError: a checkpoint could not be written, or data are damaged.
+      UsageError: the configuration fits neither devices, data nor the run in the workdir, or
+        another trainer is writing there; nothing has been changed.
+      RunError: the numbers are not finite, devices differ, data or every checkpoint are damaged,
+        or a file could not be written.
+      Stopped: a signal came; a checkpoint has been saved.
     """
     started = time.monotonic()
-    job = prepare(config, workdir)
+    job = prepare(config, workdir, allow_config_change)
     plan = job.plan
-    if job.first_step >= plan.num_steps:
-        _say_complete(job)
-        return None
-    _open_workdir(job)
-    logger.info("%s", describe(job))
-    with Checkpoints(workdir, job.config.keep_checkpoints) as checkpoints:
-        programs, data, state = _start(job, checkpoints)
-        with Records(job.workdir, job.config, plan, job.first_step) as records:
+    _make_workdir(job)
+    with WorkdirLock(job.workdir), StopRequest() as stop:
+        restored = _restore(job)
+        first_step = restored.step if restored else 0
+        if first_step >= plan.num_steps:
+            _say_complete(job, first_step)
+            return None
+        _write_config(job)
+        logger.info("%s", describe(job))
+        programs, data, state = _start(job, restored)
+        with (
+            Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
+            Records(job.workdir, job.config, plan, first_step) as records,
+        ):
             logger.info("first step after %.1f s", time.monotonic() - started)
-            for step in range(job.first_step, plan.num_steps):
-                if step == job.first_step or step % plan.steps_per_epoch == 0:
+            for step in range(first_step, plan.num_steps):
+                if step == first_step or step % plan.steps_per_epoch == 0:
                     batches = programs.epoch_batches(state.step)
                 state, metrics = programs.train_step(state, data.train, batches)
                 records.train(step, metrics)
-                done = step + 1
+                checkpointer.poll()
+                done, stopping = step + 1, bool(stop)
                 last = done == plan.num_steps
                 if last or done % plan.eval_every_steps == 0:
                     records.test(done, programs.evaluate(state.params, data.test))
-                if last or done % job.config.checkpoint_every_steps == 0:
+                if _due(done, job.config.check_replicas_every_steps):
+                    programs.check_replicas(state)
+                if last or stopping or done % job.config.checkpoint_every_steps == 0:
                     # First the records, then the checkpoint: what it includes, they include.
                     records.flush()
-                    checkpoints.save(state, done, _meta(job, data, done))
-            checkpoints.wait()
+                    programs.check_replicas(state)
+                    checkpointer.save(state, done, _meta(job, data, done, records))
+                if stopping and not last:
+                    checkpointer.wait()
+                    raise Stopped(_say_stopped(job, stop, done))
+            checkpointer.wait()
             logger.info("%s", records.summary())
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test
 
 
-def _say_complete(job: Job) -> None:
+def _due(done: int, every_steps: int | None) -> bool:
+    """Return whether something that happens every so many steps happens now."""
+    return every_steps is not None and done % every_steps == 0
+
+
+def _restore(job: Job) -> Restored | None:
+    """Return the newest good checkpoint, whose next learning rate is the one it would have had."""
+    init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
+    abstract = abstract_train_state(init, devices.replicated(job.mesh))
+    restored = restore_newest(job.workdir, abstract, set_aside=True)
+    if restored is None:
+        return None
+    position = position_at(restored.step, job.plan.steps_per_epoch, job.plan.steps_per_cycle)
+    rate = job.schedule(restored.step)
+    changed = job.config_history and job.config_history[-1]["step"] >= restored.step
+    if not changed and float_bits(rate) != restored.meta["learning_rate_bits"]["next"]:
+        raise RunError(
+            f"checkpoint {restored.step} says that the next learning rate is "
+            f"{restored.meta['learning_rate']}, the schedule says {float(rate)}: another version "
+            "of the trainer made it; go on with that version, or start in another --workdir"
+        )
+    logger.info("resuming at %s, learning rate %.4g", position, float(rate))
+    return restored
+
+
+def _say_complete(job: Job, step: int) -> None:
     """Say that there is nothing to do, and how there would be."""
-    epochs = job.first_step // job.plan.steps_per_epoch + job.config.num_epochs
+    epochs = step // job.plan.steps_per_epoch + job.config.num_epochs
     logger.info(
         "the run in %s is complete: %d of %d steps; to go on: --num_epochs=%d or --num_steps=%d",
         job.workdir,
-        job.first_step,
+        step,
         job.plan.num_steps,
         epochs,
         epochs * job.plan.steps_per_epoch,
     )
 
 
-def _open_workdir(job: Job) -> None:
-    """Make the workdir and write the resolved configuration into it."""
+def _say_stopped(job: Job, stop: StopRequest, step: int) -> str:
+    """Return the line of a run that stops early."""
+    return (
+        f"stopped by {stop.signal_name} at step {step} of {job.plan.num_steps}, checkpoint saved; "
+        "the same command goes on from there"
+    )
+
+
+def _make_workdir(job: Job) -> None:
+    """Make the workdir, or say why it cannot be made."""
     try:
         job.workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
-        (job.workdir / CONFIG_FILE).write_text(text)
+        if not os.access(job.workdir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(
             f"--workdir={job.workdir} cannot be written: {error.strerror}; valid: a folder that "
             "can be made and written"
         ) from error
+
+
+def _write_config(job: Job) -> None:
+    """Write the resolved configuration, whole or not at all."""
+    new = job.workdir / f"{CONFIG_FILE}.new"
+    new.write_text(json.dumps(dataclasses.asdict(job.config), indent=2) + "\n")
+    new.replace(job.workdir / CONFIG_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +179,7 @@ class _Programs:
     train_step: Callable[[TrainState, Examples, jax.Array], tuple[TrainState, Metrics]]
     epoch_batches: Callable[[jax.Array], jax.Array]
     evaluate: Callable[[optax.Params, Examples], Metrics]
+    check_replicas: Callable[[TrainState], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,27 +191,15 @@ class _Data:
     inputs: dict[str, Any]
 
 
-def _start(job: Job, checkpoints: Checkpoints) -> tuple[_Programs, _Data, TrainState]:
-    """Read the data while XLA compiles and Orbax restores."""
+def _start(job: Job, restored: Restored | None) -> tuple[_Programs, _Data, TrainState]:
+    """Read the data while XLA compiles."""
+    sharding = devices.replicated(job.mesh)
     init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
-    abstract_state = abstract_train_state(init, devices.replicated(job.mesh))
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(job.source.read)
-        programs = _compile(job, abstract_state)
-        if job.first_step:
-            state = checkpoints.restore(job.first_step, abstract_state)
-            _say_resuming(job)
-        else:
-            state = create_train_state(init, devices.replicated(job.mesh))
+        programs = _compile(job, abstract_train_state(init, sharding))
+        state = restored.state if restored else create_train_state(init, sharding)
         return programs, _place(job, reading.result()), state
-
-
-def _say_resuming(job: Job) -> None:
-    """Say where the run goes on."""
-    plan = job.plan
-    position = position_at(job.first_step, plan.steps_per_epoch, plan.steps_per_cycle)
-    rate = float(job.schedule(job.first_step))
-    logger.info("resuming at %s, learning rate %.4g", position, rate)
 
 
 def _compile(job: Job, state: TrainState) -> _Programs:
@@ -167,6 +221,7 @@ def _compile(job: Job, state: TrainState) -> _Programs:
         train_step=train_step.lower(state, train, batches).compile(),
         epoch_batches=jax.jit(batches_at, out_shardings=sharded).lower(state.step).compile(),
         evaluate=create_evaluate(job.model, job.mesh, state.params, test),
+        check_replicas=create_replica_check(job.mesh, state),
     )
 
 
@@ -187,14 +242,21 @@ def _place(job: Job, dataset: Dataset) -> _Data:
     return _Data(train, test, inputs)
 
 
-def _meta(job: Job, data: _Data, step: int) -> dict[str, Any]:
+def _meta(job: Job, data: _Data, step: int, records: Records) -> dict[str, Any]:
     """Return what a checkpoint stores beside the state."""
+    learning_rate = job.schedule(step)
     return {
         "step": step,
         "steps_per_epoch": job.plan.steps_per_epoch,
-        "learning_rate": float(job.schedule(step)),
+        "learning_rate": float(learning_rate),
+        "learning_rate_bits": {
+            "last": float_bits(records.last_learning_rate),
+            "next": float_bits(learning_rate),
+        },
         "config": dataclasses.asdict(job.config),
+        "config_history": job.config_history,
         "inputs": data.inputs,
         "num_devices": job.mesh.size,
+        "num_processes": jax.process_count(),
         "versions": {package: version(package) for package in _RECORDED_PACKAGES},
     }

@@ -3,6 +3,7 @@
 import collections
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ import tqdm
 from etils import epath
 
 from trainer.config import Plan, TrainConfig
+from trainer.errors import RunError
+from trainer.schedules import position_at
 from trainer.steps import Metrics
 
 logger = logging.getLogger(__name__)
@@ -43,9 +46,10 @@ class Records:
         _rewind(path, first_step)
         self._file = path.open("a")
         self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
-        self._steps_per_epoch = plan.steps_per_epoch
+        self._plan = plan
         self._progress = _Progress(config, plan, first_step)
         self.last_test: dict[str, Any] | None = None
+        self.last_learning_rate = float("nan")
 
     def __enter__(self) -> "Records":
         """Return the records themselves."""
@@ -58,7 +62,7 @@ class Records:
 
     def train(self, step: int, metrics: Metrics) -> None:
         """Take the metrics of the update that read state.step = `step`."""
-        epoch = step // self._steps_per_epoch
+        epoch = step // self._plan.steps_per_epoch
         self._pending.append(({"split": "train", "step": step, "epoch": epoch}, metrics))
         if len(self._pending) >= 2 * _LAG:
             self._write(_LAG)
@@ -89,6 +93,8 @@ class Records:
             if record["split"] == "train":
                 order = ("learning_rate", "loss", "accuracy")
                 record |= {name: float(metrics[name]) for name in order}
+                self._check_finite(record)
+                self.last_learning_rate = record["learning_rate"]
                 self._progress.train(record)
             else:
                 record |= mean_metrics(metrics)
@@ -96,6 +102,18 @@ class Records:
                 self._progress.test(record)
             self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def _check_finite(self, record: dict[str, Any]) -> None:
+        """Stop the run at the first loss that is no number; it is not written down."""
+        if not math.isfinite(record["loss"]):
+            plan = self._plan
+            at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle)
+            raise RunError(
+                f"the loss is {record['loss']} at {at}, learning rate "
+                f"{record['learning_rate']:.4g}; nothing was saved since, older checkpoints are "
+                "intact; try a lower --lr_max in another --workdir, or go on from the newest "
+                "checkpoint with a lower --lr_max and --allow_config_change=lr_max"
+            )
 
 
 def mean_metrics(sums: Metrics) -> dict[str, Any]:
