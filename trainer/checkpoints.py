@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -103,7 +102,8 @@ class Checkpointer:
                 self._manager.close()
         else:
             # What failed first is what the user should read.
-            with contextlib.suppress(Exception), _silence():
+            _silence()
+            with contextlib.suppress(Exception):
                 self._manager.close()
 
     @contextlib.contextmanager
@@ -185,27 +185,40 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
 
 def _read(path: epath.Path, args: ocp.args.Composite) -> Any:
     """Read items of a checkpoint with Orbax, which raises anything when files are damaged."""
+    _silence()
     items = list(args.keys())
     for item in items:
         if not (path / item).is_dir():
             raise DamagedError(f"{item} is missing")
     try:
-        with _silence(), ocp.Checkpointer(ocp.CompositeCheckpointHandler(*items)) as reader:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*items)) as reader:
             return reader.restore(path, args=args)
     except Exception as error:
         raise DamagedError(f"{' and '.join(items)}: {_first_line(error)}") from error
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what Orbax's background tasks print about a failure off the user's terminal."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None
-    try:
-        yield
-    finally:
-        gc.collect()  # They print when they are collected.
-        sys.unraisablehook = hook
+def _silence() -> None:
+    """Keep what Orbax's background tasks print after a failure off the user's terminal.
+
+    They go on, and report to an event loop that is closed by then, at any later time.
+    """
+    if not isinstance(sys.unraisablehook, _OrbaxFilter):
+        sys.unraisablehook = _OrbaxFilter(sys.unraisablehook)
+
+
+class _OrbaxFilter:
+    """A hook for exceptions that nobody can catch; it drops those of Orbax's abandoned tasks."""
+
+    def __init__(self, hook: Callable[[Any], object]):
+        """Pass everything else on to `hook`."""
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        """Print the exception, or drop it."""
+        code = getattr(unraisable.object, "cr_code", None)
+        abandoned = code is not None and "orbax" in code.co_filename
+        if not abandoned and "Event loop is closed" not in str(unraisable.exc_value):
+            self._hook(unraisable)
 
 
 def _check_finite(state: TrainState, step: int) -> None:
