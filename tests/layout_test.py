@@ -15,7 +15,9 @@ LAYERS = [
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},
-    {"loop", "inspection"},
+    {"programs", "inspection"},
+    {"loop"},
+    {"verification"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -112,7 +114,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            reason = _first_line(error)
+            reason = _reason(error)
             raise RunError(
                 f"a checkpoint could not be written to {self._directory}: {reason}; free space or "
                 "mend the disk and run the same command: older checkpoints are intact"
@@ -194,7 +196,7 @@ def _read(path: epath.Path, args: ocp.args.Composite) -> Any:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*items)) as reader:
             return reader.restore(path, args=args)
     except Exception as error:
-        raise DamagedError(f"{' and '.join(items)}: {_first_line(error)}") from error
+        raise DamagedError(f"{' and '.join(items)}: {_reason(error)}") from error
 
 
 def _silence() -> None:
@@ -231,7 +233,11 @@ def _check_finite(state: TrainState, step: int) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, not longer than a terminal is wide."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 160 else lines[0][:157] + "..."
+def _reason(error: Exception) -> str:
+    """Return what the system said, or the first line of an error's message, cut to a line."""
+    text = str(error).strip() or type(error).__name__
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    line = text.splitlines()[0]
+    return line if len(line) <= 160 else line[:157] + "..."

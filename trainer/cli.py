@@ -106,10 +106,28 @@ def _inspect(config: TrainConfig, values: flags.FlagValues) -> int:
     return EXIT_DONE
 
 
+def _verify_resume(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Prove on this machine that stopping and resuming changes nothing, bit for bit."""
+    try:
+        counts = [int(count) for count in values.devices] or [config.num_devices]
+    except ValueError as error:
+        raise UsageError(
+            f"--devices={','.join(values.devices)}: valid: numbers of devices, such as 1,2,4,8"
+        ) from error
+    num_cpu_devices = config.num_cpu_devices or max(counts)
+    _configure_devices(dataclasses.replace(config, num_cpu_devices=num_cpu_devices))
+    from trainer import verification
+
+    comparisons = verification.verify_resume(config, counts)
+    print(verification.report(comparisons), file=sys.stderr)
+    return EXIT_DONE if verification.kept(comparisons) else EXIT_FAILED
+
+
 _COMMANDS: dict[str, Callable[[TrainConfig, flags.FlagValues], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,
+    "verify_resume": _verify_resume,
 }
 
 
@@ -155,6 +173,12 @@ def _define_flags() -> flags.FlagValues:
         "fields, separated by commas, that may differ from those of the run that is resumed",
         flag_values=values,
     )
+    flags.DEFINE_list(
+        "devices",
+        [],
+        "for verify_resume: numbers of devices to change between, separated by commas",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     return values
 
@@ -176,11 +200,11 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> str:
 def _help(values: flags.FlagValues) -> str:
     """Return all commands and flags, with defaults, in the order of TrainConfig."""
     lines = ["usage: python -m trainer [COMMAND] [--flag=value ...]", "", "Commands:"]
-    lines += [f"  {name:10}{run.__doc__}" for name, run in _COMMANDS.items()]
+    lines += [f"  {name:15}{run.__doc__}" for name, run in _COMMANDS.items()]
     groups: dict[str, list[tuple[str, Any, str]]] = {
         "General": [
             (name, values[name].default, values[name].help)
-            for name in ("workdir", "dry_run", "allow_config_change")
+            for name in ("workdir", "dry_run", "allow_config_change", "devices")
         ]
         + [("flagfile", None, "read flags from a file, one a line; what comes later wins")]
     }

@@ -6,33 +6,29 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from etils import epath
 
 from trainer import devices
-from trainer.batches import epoch_batches
 from trainer.checkpoints import Checkpointer, Restored
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
-from trainer.evaluation import create_evaluate
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
+from trainer.programs import Programs, compile_programs
 from trainer.records import Records
 from trainer.recovery import restore_newest
-from trainer.replicas import create_replica_check
 from trainer.schedules import position_at
 from trainer.signals import StopRequest
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
-from trainer.steps import Examples, Metrics, abstract_examples, create_train_step, place_examples
+from trainer.steps import Examples, place_examples
 
 logger = logging.getLogger(__name__)
 
@@ -173,16 +169,6 @@ def _write_config(job: Job) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Programs:
-    """The compiled programs of a run."""
-
-    train_step: Callable[[TrainState, Examples, jax.Array], tuple[TrainState, Metrics]]
-    epoch_batches: Callable[[jax.Array], jax.Array]
-    evaluate: Callable[[optax.Params, Examples], Metrics]
-    check_replicas: Callable[[TrainState], None]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Data:
     """Both splits on the devices, and what a checkpoint must know of the inputs."""
 
@@ -191,38 +177,15 @@ class _Data:
     inputs: dict[str, Any]
 
 
-def _start(job: Job, restored: Restored | None) -> tuple[_Programs, _Data, TrainState]:
+def _start(job: Job, restored: Restored | None) -> tuple[Programs, _Data, TrainState]:
     """Read the data while XLA compiles."""
     sharding = devices.replicated(job.mesh)
     init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(job.source.read)
-        programs = _compile(job, abstract_train_state(init, sharding))
+        programs = compile_programs(job, abstract_train_state(init, sharding))
         state = restored.state if restored else create_train_state(init, sharding)
         return programs, _place(job, reading.result()), state
-
-
-def _compile(job: Job, state: TrainState) -> _Programs:
-    """Compile what needs no data, only their shapes."""
-    source, batch_size = job.source, job.config.batch_size
-    replicated, sharded = devices.replicated(job.mesh), devices.sharded(job.mesh, axis=1)
-    train = abstract_examples(source.num_train, source.image_shape, replicated)
-    test = abstract_examples(source.num_test, source.image_shape, replicated)
-    batches = jax.ShapeDtypeStruct(
-        (job.plan.steps_per_epoch, batch_size), jnp.int32, sharding=sharded
-    )
-
-    def batches_at(step: jax.Array) -> jax.Array:
-        epoch = step // job.plan.steps_per_epoch
-        return epoch_batches(job.config.seed, epoch, source.num_train, batch_size)
-
-    train_step = create_train_step(job.model, job.tx, job.schedule, job.mesh)
-    return _Programs(
-        train_step=train_step.lower(state, train, batches).compile(),
-        epoch_batches=jax.jit(batches_at, out_shardings=sharded).lower(state.step).compile(),
-        evaluate=create_evaluate(job.model, job.mesh, state.params, test),
-        check_replicas=create_replica_check(job.mesh, state),
-    )
 
 
 def _place(job: Job, dataset: Dataset) -> _Data:

@@ -1,0 +1,69 @@
+"""verify_resume keeps quiet where all is well, and tells where it is not."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer import verification
+from trainer.config import TrainConfig
+from trainer.verification import Comparison, kept, report, stops, verify_resume
+
+
+@pytest.fixture
+def config(data_dir: Path) -> TrainConfig:
+    return TrainConfig(
+        data_dir=str(data_dir), model="mlp", batch_size=6000, steps_per_cycle=7, num_steps=12
+    )
+
+
+def test_stops_are_telling() -> None:
+    plan = TrainConfig().plan(60000)
+    assert stops(plan, None) == {
+        29: "in mid-cycle, rising",
+        59: "at the peak",
+        88: "in mid-cycle, falling",
+        117: "at the lowest rate",
+        468: "at the end of an epoch",
+    }
+    assert list(stops(plan, 100)) == [29, 59, 88]
+
+
+def test_one_number_of_devices_is_exact(config: TrainConfig) -> None:
+    comparisons = verify_resume(config, [2])
+    assert all(each.promised and each.difference is None for each in comparisons)
+    assert [each.count for each in comparisons] == [9, 12, 12, 12, 12, 12]
+    assert "changed nothing that is promised" in report(comparisons)
+
+
+def test_a_wrong_rate_after_a_resume_is_found(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the schedule began anew: the bug this program exists to make impossible."""
+    real = verification.train
+
+    def forgetful(config: TrainConfig, workdir: Path) -> None:
+        if workdir.name == "broken":
+            config = TrainConfig(**{**vars(config), "lr_max": 0.031})
+            real(config, workdir, ["lr_max"])
+        else:
+            real(config, workdir)
+
+    monkeypatch.setattr(verification, "train", forgetful)
+    comparisons = verify_resume(config, [2])
+    assert not kept(comparisons)
+    text = report(comparisons)
+    assert "learning rates, unbroken run" in text
+    assert "DIFFERENT: step 1:" in text
+    assert "NOT the same run: leaves of the final state: params/" in text
+
+
+def test_report_and_verdict() -> None:
+    same, unpromised = Comparison("a", 3, None), Comparison("b", 3, "step 2", promised=False)
+    assert kept([same, unpromised])
+    assert (
+        "b                                           3  DIFFERENT: step 2 (not promised"
+        in report([same, unpromised])
+    )
+    broken = Comparison("c", 3, "step 1: x and y")
+    assert not kept([same, broken])
+    assert report([same, broken]).endswith("NOT the same run: c: step 1: x and y")

@@ -1,0 +1,74 @@
+"""The programs of a run, compiled before it starts, from shapes alone."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trainer import devices
+from trainer.batches import epoch_batches
+from trainer.evaluation import create_evaluate
+from trainer.job import Job
+from trainer.replicas import create_replica_check
+from trainer.state import TrainState
+from trainer.steps import Examples, Metrics, abstract_examples, create_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What the devices execute.
+
+    Attributes:
+      train_step: see `steps.create_train_step`.
+      epoch_batches: see `create_epoch_batches`.
+      evaluate: see `evaluation.create_evaluate`.
+      check_replicas: see `replicas.create_replica_check`.
+    """
+
+    train_step: Callable[[TrainState, Examples, jax.Array], tuple[TrainState, Metrics]]
+    epoch_batches: Callable[[jax.Array], jax.Array]
+    evaluate: Callable[[optax.Params, Examples], Metrics]
+    check_replicas: Callable[[TrainState], None]
+
+
+def compile_programs(job: Job, state: TrainState) -> Programs:
+    """Compile the programs of a run; no data are needed.
+
+    Args:
+      job: the run.
+      state: shapes, dtypes and shardings of its state.
+    """
+    source, plan = job.source, job.plan
+    train, test = (
+        abstract_examples(num_examples, source.image_shape, devices.replicated(job.mesh))
+        for num_examples in (source.num_train, source.num_test)
+    )
+    batches = jax.ShapeDtypeStruct(
+        (plan.steps_per_epoch, job.config.batch_size),
+        jnp.int32,
+        sharding=devices.sharded(job.mesh, axis=1),
+    )
+    train_step = create_train_step(job.model, job.tx, job.schedule, job.mesh)
+    return Programs(
+        train_step=train_step.lower(state, train, batches).compile(),
+        epoch_batches=create_epoch_batches(job).lower(state.step).compile(),
+        evaluate=create_evaluate(job.model, job.mesh, state.params, test),
+        check_replicas=create_replica_check(job.mesh, state),
+    )
+
+
+def create_epoch_batches(job: Job) -> jax.stages.Wrapped:
+    """Return the jitted function from a step to the batches of the epoch that it lies in.
+
+    Returns:
+      epoch_batches(step int32[]) -> int32[steps_per_epoch, B], axis 1 cut over the devices; row
+      step % steps_per_epoch is the batch of that step.
+    """
+
+    def at(step: jax.Array) -> jax.Array:
+        epoch = step // job.plan.steps_per_epoch
+        return epoch_batches(job.config.seed, epoch, job.source.num_train, job.config.batch_size)
+
+    return jax.jit(at, out_shardings=devices.sharded(job.mesh, axis=1))
