@@ -37,6 +37,7 @@ class Checkpointer:
           workdir: of the run.
           keep: newest checkpoints to keep, >= 1.
         """
+        _silence()
         self._directory = checkpoints_dir(workdir)
         self._saving = False
         self._manager = ocp.CheckpointManager(
@@ -104,7 +105,6 @@ class Checkpointer:
                 self._manager.close()
         else:
             # What failed first is what the user should read.
-            _silence()
             with contextlib.suppress(Exception):
                 self._manager.close()
 

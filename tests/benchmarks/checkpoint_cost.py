@@ -1,0 +1,82 @@
+"""What checkpoints cost: a run of the CNN with one every 100 steps, against one with none.
+
+    python -m tests.benchmarks.checkpoint_cost [--rounds=15]
+
+Both sides run in one process with the same compiled programs, in turns of 100 steps, so that the
+machine's mood hits both. A turn with a checkpoint flushes the records, compares the replicas,
+hashes and copies the state, and lets the save of the turn before it run beside its steps.
+"""
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+
+import jax
+
+from trainer import devices
+
+_TURN = 100
+
+
+def main() -> None:
+    """Run the turns and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
+    parser.add_argument("--data_dir", default="", help="folder of the prepared data sets")
+    arguments = parser.parse_args()
+    devices.configure("auto", 0, 128)
+    plain, saving = measure(arguments.rounds, arguments.data_dir)
+    ratio = statistics.median(saving) / statistics.median(plain)
+    for name, seconds in (("without", plain), ("with one", saving)):
+        print(
+            f"{name:10} {1000 * statistics.median(seconds) / _TURN:7.2f} ms a step "
+            f"({1000 * min(seconds) / _TURN:.2f} to {1000 * max(seconds) / _TURN:.2f})"
+        )
+    print(
+        f"a checkpoint every {_TURN} steps costs {100 * (ratio - 1):.1f} % "
+        f"({arguments.rounds} turns of each, {platform.machine()}, jax {jax.__version__}, "
+        f"{devices.describe(devices.create_mesh('auto', 0))})"
+    )
+
+
+def measure(rounds: int, data_dir: str) -> tuple[list[float], list[float]]:
+    """Return the seconds of each turn, without and with a checkpoint."""
+    from trainer import loop
+    from trainer.checkpoints import Checkpointer
+    from trainer.config import TrainConfig
+    from trainer.job import prepare
+    from trainer.records import Records
+
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with tempfile.TemporaryDirectory() as workdir:
+        job = prepare(TrainConfig(data_dir=data_dir), workdir)
+        programs, data, state = loop._start(job, None)
+        batches = programs.epoch_batches(state.step)
+        with (
+            Checkpointer(workdir, keep=2) as checkpointer,
+            Records(job.workdir, job.config, job.plan, 0) as records,
+        ):
+            step = 0
+            for turn in range(2 * rounds + 2):
+                start = time.perf_counter()
+                for _ in range(_TURN):
+                    state, metrics = programs.train_step(state, data.train, batches)
+                    records.train(step, metrics)
+                    checkpointer.poll()
+                    step += 1
+                if turn % 2:
+                    records.flush()
+                    programs.check_replicas(state)
+                    checkpointer.save(state, step, loop._meta(job, data, step, records))
+                    checkpointer.wait()
+                else:
+                    records.flush()
+                if turn >= 2:  # The first of each side warms up.
+                    seconds[turn % 2].append(time.perf_counter() - start)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
