@@ -67,7 +67,7 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
     elif isinstance(field.default, float):
         value = 0.025
     else:
-        value = 17
+        value = 16
     assert value != field.default
     assert parse(f"--{field.name}={value}") == dataclasses.replace(
         TrainConfig(), **{field.name: value}

@@ -8,7 +8,7 @@ from trainer.config import TrainConfig
 from trainer.config_changes import check_config_change
 from trainer.errors import UsageError
 
-STORED = TrainConfig().resolve(TrainConfig().plan(60000))
+STORED = TrainConfig().resolve(TrainConfig().plan(60000), "tree")
 
 
 def check(allowed: tuple[str, ...] = (), **changed) -> dict:
@@ -35,13 +35,13 @@ def test_what_changes_the_parameters_is_refused(field: str) -> None:
     metadata = next(f for f in dataclasses.fields(TrainConfig) if f.name == field).metadata
     before = getattr(STORED, field)
     if metadata["choices"]:
-        after = next(choice for choice in metadata["choices"] if choice != before)
+        after = next(choice for choice in metadata["choices"] if choice not in (before, "auto"))
     elif isinstance(before, bool):
         after = not before
     elif isinstance(before, str):
         after = "another"
     else:
-        after = before + 0.001 if isinstance(before, float) else before + 1
+        after = before + 0.001 if isinstance(before, float) else before * 2 + (before == 0)
     with pytest.raises(UsageError, match=rf"{field} +{before} +{after}\n"):
         check(**{field: after})
 

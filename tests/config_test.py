@@ -23,6 +23,9 @@ from trainer.errors import UsageError
         ({"optimizer": "adm"}, "--optimizer=adm .*valid: sgd or adamw"),
         ({"num_steps": 0}, "--num_steps=0 .*valid: 1 and more"),
         ({"seed": -1}, "--seed=-1 .*valid: 0 and more"),
+        ({"reduction": "sum"}, "--reduction=sum .*valid: auto or tree or allreduce"),
+        ({"gradient_shards": 0}, "--gradient_shards=0 .*valid: 1 and more"),
+        ({"gradient_shards": 6}, "--gradient_shards=6 .*valid: a power of two"),
     ],
 )
 def test_wrong_values_are_named(wrong: dict, message: str) -> None:
@@ -51,9 +54,10 @@ def test_steps_override_epochs() -> None:
 
 def test_resolving_twice_is_resolving_once() -> None:
     config = TrainConfig(batch_size=100, num_epochs=3)
-    resolved = config.resolve(config.plan(60000))
+    resolved = config.resolve(config.plan(60000), "tree")
     assert resolved.num_steps == 1800
-    assert resolved.resolve(resolved.plan(60000)) == resolved
+    assert resolved.reduction == "tree"
+    assert resolved.resolve(resolved.plan(60000), resolved.reduction) == resolved
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,19 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
-import jax
-import pytest
+# The suite compiles the same programs again and again, in many processes: once is enough.
+_CACHE = tempfile.TemporaryDirectory(prefix="trainer-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-from trainer import devices
-from trainer.datasets import Dataset, load, open_dataset
+import jax  # noqa: E402 - it reads the environment
+import pytest  # noqa: E402
+
+from trainer import devices  # noqa: E402
+from trainer.datasets import Dataset, load, open_dataset  # noqa: E402
 
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)

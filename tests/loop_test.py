@@ -91,7 +91,7 @@ def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
     assert test["accuracy"] > 0.8
     assert train_lines[-1]["loss"] < train_lines[0]["loss"]
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert TrainConfig(**stored) == config.resolve(config.plan(60000))
+    assert TrainConfig(**stored) == config.resolve(config.plan(60000), "tree")
 
 
 def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(

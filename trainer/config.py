@@ -149,6 +149,21 @@ class TrainConfig:
         minimum=0,
         trajectory=False,
     )
+    reduction: str = _option(
+        "auto",
+        "Devices",
+        "how the devices' gradients are added. tree: the same bits on any number of devices; "
+        "allreduce: the platform's sum; auto: what the run in the workdir uses, or for a new one "
+        "tree on CPU where it applies, else allreduce",
+        choices=("auto", "tree", "allreduce"),
+    )
+    gradient_shards: int = _option(
+        8,
+        "Devices",
+        "with tree: equal parts of a batch whose gradients are added, a power of two that the "
+        "number of devices divides and that divides batch_size",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         """Check every field on its own, then those that belong together."""
@@ -158,6 +173,11 @@ class TrainConfig:
             raise UsageError(
                 f"--lr_min={self.lr_min} is above --lr_max={self.lr_max}; "
                 "valid: 0 <= lr_min <= lr_max"
+            )
+        if self.gradient_shards.bit_count() != 1:
+            raise UsageError(
+                f"--gradient_shards={self.gradient_shards} makes no binary tree; valid: a power "
+                "of two"
             )
 
     @classmethod
@@ -194,13 +214,19 @@ class TrainConfig:
             eval_every_steps=self.eval_every_steps or steps_per_epoch,
         )
 
-    def resolve(self, plan: "Plan") -> "TrainConfig":
-        """Return the same run with its durations in steps; resolving it again is no change."""
+    def resolve(self, plan: "Plan", reduction: str) -> "TrainConfig":
+        """Return the same run with nothing left to choose; resolving it again is no change.
+
+        Args:
+          plan: its durations in steps.
+          reduction: "tree" or "allreduce", see `reductions.choose_reduction`.
+        """
         return dataclasses.replace(
             self,
             num_steps=plan.num_steps,
             steps_per_cycle=plan.steps_per_cycle,
             eval_every_steps=plan.eval_every_steps,
+            reduction=reduction,
         )
 
 

@@ -16,6 +16,7 @@ from trainer.datasets import DatasetSource, open_dataset
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
 from trainer.recovery import read_newest_meta
+from trainer.reductions import AUTO, TREE, choose_reduction
 from trainer.schedules import create_schedule
 
 
@@ -67,16 +68,22 @@ def prepare(
     devices.check_divisible(config.batch_size, mesh)
     source = open_dataset(config.dataset, config.data_dir)
     plan = config.plan(source.num_train)
-    config = config.resolve(plan)
     workdir = epath.Path(workdir)
-    stored_step, history = 0, []
     newest = read_newest_meta(workdir)
+    reduction = config.reduction
+    if reduction == AUTO and newest is not None:
+        # Not what suits these devices: the bits of a tree are a promise to the whole run.
+        reduction = newest[1]["config"]["reduction"]
+    config = config.resolve(
+        plan, choose_reduction(reduction, config.gradient_shards, config.batch_size, mesh)
+    )
+    stored_step, history = 0, []
     if newest is not None:
         stored_step, meta = newest
+        history = meta["config_history"]
         changes = check_config_change(
             meta["config"], config, stored_step, allow_config_change, workdir
         )
-        history = meta["config_history"]
         if changes:
             history = [*history, {"step": stored_step, "changes": changes}]
     return Job(
@@ -110,6 +117,10 @@ def describe(job: Job) -> str:
         "length": f"{plan.num_steps} steps, {num_epochs:g} epochs of {plan.steps_per_epoch}",
         "schedule": f"{config.lr_schedule}, learning rate {config.lr_min:g} to {config.lr_max:g}, "
         f"{num_cycles:g} cycles of {plan.steps_per_cycle} steps",
+        "sums": f"a tree of {config.gradient_shards} parts of a batch, the same bits on any number "
+        "of devices"
+        if config.reduction == TREE
+        else "allreduce, whose last bits depend on the number of devices",
         "model": f"{config.model} in {config.compute_dtype}, {config.optimizer}",
         "files": f"{job.workdir}, a checkpoint every {config.checkpoint_every_steps} steps",
         "start": f"at step {job.stored_step}" if job.stored_step else "from the beginning",

@@ -75,4 +75,6 @@ def scale_pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
     Returns:
       float32[B, H, W, C].
     """
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    # XLA replaces some divisions by products with the reciprocal, in one program and not in
+    # another. Written as products, the inputs have the same bits on every number of devices.
+    return (images.astype(jnp.float32) * (1 / 255) - mean) * (1 / std)

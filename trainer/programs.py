@@ -50,7 +50,14 @@ def compile_programs(job: Job, state: TrainState) -> Programs:
         jnp.int32,
         sharding=devices.sharded(job.mesh, axis=1),
     )
-    train_step = create_train_step(job.model, job.tx, job.schedule, job.mesh)
+    train_step = create_train_step(
+        job.model,
+        job.tx,
+        job.schedule,
+        job.mesh,
+        job.config.reduction,
+        job.config.gradient_shards,
+    )
     return Programs(
         train_step=train_step.lower(state, train, batches).compile(),
         epoch_batches=create_epoch_batches(job).lower(state.step).compile(),

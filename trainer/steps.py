@@ -1,5 +1,8 @@
-"""The train step and the evaluation step, sharded over the devices; the only collectives."""
+"""The train step and the evaluation step, sharded over the devices."""
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, cast
 
 import flax.linen as nn
@@ -13,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
 from trainer.models import scale_pixels
+from trainer.reductions import ALL_REDUCE, TREE, all_reduce_mean, tree_mean
 from trainer.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -59,9 +63,45 @@ def abstract_examples(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _TwoPrograms:
+    """A train step whose gradient and update are programs of their own, at any of jax's stages.
+
+    Attributes:
+      gradient: (state, examples, batches) -> (grads, metrics).
+      update: (state, grads) -> (state, learning_rate); the state is donated.
+    """
+
+    gradient: Any
+    update: Any
+
+    def __call__(
+        self, state: TrainState, examples: Examples, batches: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Take one step; see `create_train_step`."""
+        grads, metrics = self.gradient(state, examples, batches)
+        state, learning_rate = self.update(state, grads)
+        return state, metrics | {"learning_rate": learning_rate}
+
+    def lower(self, state: TrainState, examples: Examples, batches: Any) -> "_TwoPrograms":
+        """Return both programs lowered for arguments of these shapes, as jax.stages does."""
+        gradient = self.gradient.lower(state, examples, batches)
+        grads, _ = gradient.out_info
+        return _TwoPrograms(gradient, self.update.lower(state, grads))
+
+    def compile(self) -> "_TwoPrograms":
+        """Return both lowered programs compiled, as jax.stages does."""
+        return _TwoPrograms(self.gradient.compile(), self.update.compile())
+
+
 def create_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
-) -> jax.stages.Wrapped:
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    reduction: str = ALL_REDUCE,
+    gradient_shards: int = 8,
+) -> jax.stages.Wrapped | _TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
     The step computes, with g the mean gradient over the whole global batch,
@@ -73,70 +113,86 @@ def create_train_step(
       tx: the optimizer, without a learning rate.
       schedule: step -> learning rate.
       mesh: the devices, one axis "data".
+      reduction: "allreduce", or "tree": the same bits on every number of devices.
+      gradient_shards: with "tree", the equal parts of a batch whose gradients are added, a power
+        of two that the number of devices divides and that divides B.
 
     Returns:
-      train_step(state, examples, batches) -> (state, metrics). `state` is replicated and donated:
-      the argument is gone after the call. `examples` is the replicated training split. `batches`
-      is int32[steps_per_epoch, B], the batches of the epoch that state.step lies in, its axis 1
-      cut over the devices. The metrics are float32 scalars: "loss" and "accuracy" (a fraction) of
-      the batch before the update, and "learning_rate", the one that was applied.
+      train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
+      jax.jit gives them. `state` is replicated and donated: the argument is gone after the call.
+      `examples` is the replicated training split. `batches` is int32[steps_per_epoch, B], the
+      batches of the epoch that state.step lies in, its axis 1 cut over the devices. The metrics
+      are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
+      "learning_rate", the one that was applied.
     """
+    mean, parts_per_device = all_reduce_mean, 1
+    if reduction == TREE:
+        mean, parts_per_device = tree_mean, gradient_shards // mesh.size
+
+    def gradient(
+        state: TrainState, examples: Examples, batches: jax.Array
+    ) -> tuple[optax.Params, Metrics]:
+        indices = batches[state.step % len(batches)]
+        parts = [
+            _gradient_sum(model, state.params, examples, part)
+            for part in jnp.split(indices, parts_per_device)
+        ]
+        return mean(parts, indices.size * mesh.size)
+
+    update = partial(_update, tx, schedule)
 
     def train_step(
         state: TrainState, examples: Examples, batches: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        indices = batches[state.step % len(batches)]
-        grads, metrics = _gradient(model, state.params, examples, indices)
-        grads, metrics = _all_reduce((grads, metrics))
-        learning_rate = schedule(state.step)
-        state = _update(tx, state, grads, learning_rate)
+        grads, metrics = gradient(state, examples, batches)
+        state, learning_rate = update(state, grads)
         return state, metrics | {"learning_rate": learning_rate}
 
-    return jax.jit(
-        jax.shard_map(
-            train_step,
-            mesh=mesh,
-            in_specs=(P(), P(), P(None, DATA_AXIS)),
-            out_specs=(P(), P()),
-        ),
-        donate_argnums=0,
-    )
+    def over_devices(function: Callable, *in_specs: P, donate: tuple[int, ...]) -> Any:
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=P())
+        return jax.jit(mapped, donate_argnums=donate)
+
+    batches_spec = P(None, DATA_AXIS)
+    if reduction == TREE:
+        # In one program with the sums, XLA:CPU would fuse the update with them, and contract
+        # multiplications and additions differently on one device than on several.
+        return _TwoPrograms(
+            over_devices(gradient, P(), P(), batches_spec, donate=()),
+            over_devices(update, P(), P(), donate=(0,)),
+        )
+    return over_devices(train_step, P(), P(), batches_spec, donate=(0,))
 
 
-def _gradient(
+def _gradient_sum(
     model: nn.Module, params: optax.Params, examples: Examples, indices: jax.Array
 ) -> tuple[optax.Params, Metrics]:
-    """Return gradient and metrics of the mean loss over this device's part of the batch."""
+    """Return gradient and metrics of the loss, summed over the examples at `indices`."""
 
     def loss_fn(params: optax.Params) -> tuple[jax.Array, jax.Array]:
         inputs, labels = _take(examples, indices)
         logits = _apply(model, params, inputs)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+        return losses.sum(), (logits.argmax(-1) == labels).sum(dtype=jnp.float32)
 
     # The gradient with respect to replicated parameters would come out summed over the devices
-    # already, and the mean below would then be N times too large. Marked as varying, the
+    # already, and the sum that follows would then be N times too large. Marked as varying, the
     # parameters give each device the gradient of its own part.
     params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, DATA_AXIS, to="varying"), params)
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return grads, {"loss": loss, "accuracy": accuracy}
 
 
-def _all_reduce(tree: tuple[optax.Params, Metrics]) -> tuple[optax.Params, Metrics]:
-    """Return the mean over the devices; their parts of the batch are equally large."""
-    return jax.lax.pmean(tree, DATA_AXIS)
-
-
 def _update(
     tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
     state: TrainState,
     grads: optax.Params,
-    learning_rate: jax.Array,
-) -> TrainState:
-    """Return the state after one step along the optimizer's direction."""
+) -> tuple[TrainState, jax.Array]:
+    """Return the state after one step along the optimizer's direction, and the rate applied."""
+    learning_rate = schedule(state.step)
     direction, opt_state = tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), learning_rate
 
 
 def create_eval_step(model: nn.Module, mesh: Mesh) -> jax.stages.Wrapped:
@@ -164,7 +220,9 @@ def create_eval_step(model: nn.Module, mesh: Mesh) -> jax.stages.Wrapped:
             "correct": (counts & (logits.argmax(-1) == labels)).sum(dtype=jnp.int32),
             "examples": counts.sum(dtype=jnp.int32),
         }
-        return jax.tree.map(jnp.add, sums, jax.lax.psum(batch, DATA_AXIS))
+        # One after the other, in the order of the examples: the same bits on any number of devices.
+        parts = jax.lax.all_gather(batch, DATA_AXIS, to="invarying")
+        return jax.tree.map(lambda total, part: reduce(jnp.add, part, total), sums, parts)
 
     return jax.jit(
         jax.shard_map(eval_step, mesh=mesh, in_specs=(P(), P(), P(DATA_AXIS), P()), out_specs=P())

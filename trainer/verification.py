@@ -18,6 +18,7 @@ from trainer.job import Job, prepare
 from trainer.loop import train
 from trainer.programs import create_epoch_batches
 from trainer.records import METRICS_FILE
+from trainer.reductions import TREE
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +70,7 @@ def verify_resume(config: TrainConfig, device_counts: Sequence[int]) -> list[Com
             job = jobs[i % len(jobs)]
             logger.info("broken: to step %d, %s, on %s", stop, why, devices.describe(job.mesh))
             _train(config, stop, device_counts[i % len(device_counts)], broken)
-        promised = (
-            len({job.mesh.size for job in jobs}) == 1
-            or getattr(jobs[0].config, "reduction", "") == "tree"
-        )
+        promised = len({job.mesh.size for job in jobs}) == 1 or jobs[0].config.reduction == TREE
         return list(_compare(unbroken, broken, jobs, num_steps, promised))
 
 
