@@ -112,23 +112,28 @@ def command(data_dir: Path, workdir: Path, *flags: str) -> list[str]:
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def test_a_file_that_cannot_be_written_ends_the_run(data_dir: Path, tmp_path: Path) -> None:
-    """Files larger than 300 kB fail, as on a full disk; the error comes from a background save."""
-    flags = [*QUICK, "--num_steps=100", "--checkpoint_every_steps=10"]
-
-    limited = ["bash", "-c", 'ulimit -f 300 && exec "$@"', "bash"]
+@pytest.mark.parametrize(
+    ("kilobytes", "message"),
+    [(300, "a checkpoint could not be written to"), (4, "metrics.jsonl could not be written")],
+)
+def test_a_file_that_cannot_be_written_ends_the_run(
+    data_dir: Path, tmp_path: Path, kilobytes: int, message: str
+) -> None:
+    """Larger files fail, as on a full disk; a checkpoint fails in the background."""
+    flags = [*QUICK, "--num_steps=100", "--checkpoint_every_steps=50"]
+    limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
     done = subprocess.run(
         [*limited, *command(data_dir, tmp_path / "run", *flags)],
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         stderr=subprocess.PIPE,
         text=True,
         timeout=60,
     )
     assert done.returncode == 2, done.stderr
-    error = done.stderr[done.stderr.index("error: ") :]
-    assert "a checkpoint could not be written to" in error
-    assert "File too large" in error
     assert "Traceback" not in done.stderr
+    error = done.stderr[done.stderr.index("error: ") :]
+    assert message in error
+    assert "File too large" in error
     assert len(error.splitlines()) == 1
     again = subprocess.run(
         command(data_dir, tmp_path / "run", *flags), env=ENVIRONMENT, capture_output=True, text=True

@@ -1,6 +1,7 @@
 """A run, checked and decided in every detail before anything is computed or written."""
 
 import dataclasses
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -13,6 +14,7 @@ from trainer import devices
 from trainer.config import Plan, TrainConfig
 from trainer.config_changes import check_config_change
 from trainer.datasets import DatasetSource, open_dataset
+from trainer.errors import UsageError
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
 from trainer.recovery import read_newest_meta
@@ -64,11 +66,12 @@ def prepare(
       UsageError: something does not fit; the message says what would.
       RunError: the run in the workdir has checkpoints, but none can be used.
     """
+    workdir = epath.Path(workdir)
+    _check_writable(workdir)
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
     source = open_dataset(config.dataset, config.data_dir)
     plan = config.plan(source.num_train)
-    workdir = epath.Path(workdir)
     newest = read_newest_meta(workdir)
     reduction = config.reduction
     if reduction == AUTO and newest is not None:
@@ -126,3 +129,15 @@ def describe(job: Job) -> str:
         "start": f"at step {job.stored_step}" if job.stored_step else "from the beginning",
     }
     return "\n".join(f"{name:10}{text}" for name, text in lines.items())
+
+
+def _check_writable(workdir: epath.Path) -> None:
+    """Refuse a workdir that cannot be made or written, before any work is done."""
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} may not be written"
+    else:
+        return
+    raise UsageError(f"--workdir={workdir}: {reason}; valid: a folder that can be made and written")

@@ -1,12 +1,14 @@
 """What a run leaves behind and shows: metrics.jsonl, a progress bar, log lines."""
 
 import collections
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,9 +44,10 @@ class Records:
           plan: its durations in steps.
           first_step: the step that the first update will read.
         """
-        path = workdir / METRICS_FILE
-        _rewind(path, first_step)
-        self._file = path.open("a")
+        self._path = workdir / METRICS_FILE
+        with self._surfacing():
+            _rewind(self._path, first_step)
+            self._file = self._path.open("a")
         self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
         self._plan = plan
         self._progress = _Progress(config, plan, first_step)
@@ -57,7 +60,8 @@ class Records:
 
     def __exit__(self, *exception: object) -> None:
         """Close file and progress bar; what is pending is dropped."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # It has surfaced already: every line is flushed.
+            self._file.close()
         self._progress.close()
 
     def train(self, step: int, metrics: Metrics) -> None:
@@ -74,8 +78,8 @@ class Records:
     def flush(self) -> None:
         """Write down everything taken so far, safe against a crash; waits for the devices."""
         self._write(len(self._pending))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._surfacing():
+            os.fsync(self._file.fileno())
 
     def summary(self) -> str:
         """Return what this process did, and the last test, in words."""
@@ -86,6 +90,7 @@ class Records:
         """Write the oldest `count` records, read from the devices in one transfer."""
         records = [self._pending.popleft() for _ in range(count)]
         values = jax.device_get([metrics for _, metrics in records])
+        lines: list[str] = []
         trained = [record["step"] for record, _ in records if record["split"] == "train"]
         if trained:
             self._progress.tick(trained[-1] + 1)
@@ -100,8 +105,21 @@ class Records:
                 record |= mean_metrics(metrics)
                 self.last_test = record
                 self._progress.test(record)
-            self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+            lines.append(json.dumps(record) + "\n")
+        with self._surfacing():
+            self._file.write("".join(lines))
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _surfacing(self) -> Iterator[None]:
+        """Turn what the disk says into a RunError."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self._path} could not be written: {error.strerror}; free space or mend the "
+                "disk and run the same command: older checkpoints are intact"
+            ) from error
 
     def _check_finite(self, record: dict[str, Any]) -> None:
         """Stop the run at the first loss that is no number; it is not written down."""
