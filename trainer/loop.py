@@ -68,7 +68,7 @@ def train(
             return None
         _write_config(job)
         logger.info("%s", describe(job))
-        programs, data, state = _start(job, restored)
+        programs, data, state = start(job, restored)
         with (
             Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
             Records(job.workdir, job.config, plan, first_step) as records,
@@ -90,7 +90,7 @@ def train(
                     # First the records, then the checkpoint: what it includes, they include.
                     records.flush()
                     programs.check_replicas(state)
-                    checkpointer.save(state, done, _meta(job, data, done, records))
+                    checkpointer.save(state, done, checkpoint_meta(job, data, done, records))
                 if stopping and not last:
                     checkpointer.wait()
                     raise Stopped(_say_stopped(job, stop, done))
@@ -165,7 +165,7 @@ def _write_config(job: Job) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Data:
+class Data:
     """Both splits on the devices, and what a checkpoint must know of the inputs."""
 
     train: Examples
@@ -173,8 +173,16 @@ class _Data:
     inputs: dict[str, Any]
 
 
-def _start(job: Job, restored: Restored | None) -> tuple[Programs, _Data, TrainState]:
-    """Read the data while XLA compiles."""
+def start(job: Job, restored: Restored | None) -> tuple[Programs, Data, TrainState]:
+    """Return the compiled programs, the data and the first state; data are read meanwhile.
+
+    Args:
+      job: the run.
+      restored: the checkpoint that it goes on from, or None.
+
+    Raises:
+      RunError: the data are damaged.
+    """
     sharding = devices.replicated(job.mesh)
     init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
     with ThreadPoolExecutor(1) as pool:
@@ -184,7 +192,7 @@ def _start(job: Job, restored: Restored | None) -> tuple[Programs, _Data, TrainS
         return programs, _place(job, reading.result()), state
 
 
-def _place(job: Job, dataset: Dataset) -> _Data:
+def _place(job: Job, dataset: Dataset) -> Data:
     """Put both splits whole on every device."""
     mean, std = 0.0, 1.0
     if job.config.standardize:
@@ -198,10 +206,10 @@ def _place(job: Job, dataset: Dataset) -> _Data:
         "mean": mean,
         "std": std,
     }
-    return _Data(train, test, inputs)
+    return Data(train, test, inputs)
 
 
-def _meta(job: Job, data: _Data, step: int, records: Records) -> dict[str, Any]:
+def checkpoint_meta(job: Job, data: Data, step: int, records: Records) -> dict[str, Any]:
     """Return what a checkpoint stores beside the state."""
     learning_rate = job.schedule(step)
     return {
