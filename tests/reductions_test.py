@@ -211,6 +211,17 @@ def test_auto_is_the_tree_on_cpu(num_devices: int, caplog: pytest.LogCaptureFixt
     assert not caplog.records
 
 
+def test_auto_is_the_platforms_sum_where_the_tree_is_slower(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mesh = devices.create_mesh("cpu", 2)
+    with caplog.at_level(logging.INFO, "trainer"):
+        assert choose_reduction("auto", 8, 64, mesh) == "allreduce"
+        assert choose_reduction("auto", 4, 64, mesh) == "tree"
+        assert choose_reduction("tree", 8, 64, mesh) == "tree"
+    assert "takes allreduce, not tree: shards of 8 examples would be slower" in caplog.text
+
+
 @pytest.fixture
 def config(data_dir: Path) -> TrainConfig:
     """Three epochs of 20 steps."""

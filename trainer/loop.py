@@ -1,6 +1,7 @@
 """The training job: a configuration and a workdir in, checkpoints and records out."""
 
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -225,5 +226,11 @@ def checkpoint_meta(job: Job, data: Data, step: int, records: Records) -> dict[s
         "inputs": data.inputs,
         "num_devices": job.mesh.size,
         "num_processes": jax.process_count(),
-        "versions": {package: version(package) for package in _RECORDED_PACKAGES},
+        "versions": _versions(),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return the versions of what a checkpoint depends on; looked up once, it reads files."""
+    return {package: version(package) for package in _RECORDED_PACKAGES}
