@@ -69,6 +69,8 @@ def train(
             return None
         _write_config(job)
         logger.info("%s", describe(job))
+        if restored:
+            _say_resuming(job, first_step)
         programs, data, state = start(job, restored)
         with (
             Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
@@ -113,7 +115,6 @@ def _restore(job: Job) -> Restored | None:
     restored = restore_newest(job.workdir, abstract, set_aside=True)
     if restored is None:
         return None
-    position = position_at(restored.step, job.plan.steps_per_epoch, job.plan.steps_per_cycle)
     rate = job.schedule(restored.step)
     changed = job.config_history and job.config_history[-1]["step"] >= restored.step
     if not changed and float_bits(rate) != restored.meta["learning_rate_bits"]["next"]:
@@ -122,8 +123,13 @@ def _restore(job: Job) -> Restored | None:
             f"{restored.meta['learning_rate']}, the schedule says {float(rate)}: another version "
             "of the trainer made it; go on with that version, or start in another --workdir"
         )
-    logger.info("resuming at %s, learning rate %.4g", position, float(rate))
     return restored
+
+
+def _say_resuming(job: Job, step: int) -> None:
+    """Say where the run goes on."""
+    position = position_at(step, job.plan.steps_per_epoch, job.plan.steps_per_cycle)
+    logger.info("resuming at %s, learning rate %.4g", position, float(job.schedule(step)))
 
 
 def _say_complete(job: Job, step: int) -> None:
