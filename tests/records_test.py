@@ -66,7 +66,7 @@ def test_the_host_reads_late_and_flush_reads_all(tmp_path: Path) -> None:
         assert len(lines(tmp_path)) == 40
 
 
-@pytest.mark.parametrize("resumed_at", [0, 1, 30, 40])
+@pytest.mark.parametrize("resumed_at", [0, 1, 9, 30, 40])
 def test_a_resumed_run_has_every_step_once(tmp_path: Path, resumed_at: int) -> None:
     write(tmp_path, 0, 40, tests=(10, 30, 40))
     write(tmp_path, resumed_at, 60, tests=(50,))
