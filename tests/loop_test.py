@@ -122,7 +122,7 @@ def test_a_complete_run_says_so_and_how_to_go_on(
     with caplog.at_level(logging.INFO, "trainer"):
         assert train(dataclasses.replace(config, num_epochs=1), tmp_path) is None
     assert "is complete: 20 of 20 steps" in caplog.text
-    assert "--num_epochs=2 or --num_steps=40" in caplog.text
+    assert "for an epoch more: --num_steps=40" in caplog.text
     assert "resuming" not in caplog.text
     assert written(tmp_path) == before
 

@@ -134,14 +134,12 @@ def _say_resuming(job: Job, step: int) -> None:
 
 def _say_complete(job: Job, step: int) -> None:
     """Say that there is nothing to do, and how there would be."""
-    epochs = step // job.plan.steps_per_epoch + job.config.num_epochs
     logger.info(
-        "the run in %s is complete: %d of %d steps; to go on: --num_epochs=%d or --num_steps=%d",
+        "the run in %s is complete: %d of %d steps; for an epoch more: --num_steps=%d",
         job.workdir,
         step,
         job.plan.num_steps,
-        epochs,
-        epochs * job.plan.steps_per_epoch,
+        step + job.plan.steps_per_epoch,
     )
 
 
