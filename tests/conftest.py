@@ -16,6 +16,7 @@ import jax  # noqa: E402 - it reads the environment
 import pytest  # noqa: E402
 
 from trainer import devices  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
 from trainer.datasets import Dataset, load, open_dataset  # noqa: E402
 
 # Before anything touches a device.
@@ -36,6 +37,21 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def mnist(data_dir: pathlib.Path) -> Dataset:
     """The real data set."""
     return load("mnist", str(data_dir))
+
+
+@pytest.fixture
+def config(data_dir: pathlib.Path) -> TrainConfig:
+    """Three epochs of 20 steps, cycles of 7: boundaries never fall together."""
+    return TrainConfig(
+        data_dir=str(data_dir),
+        model="mlp",
+        batch_size=3000,
+        steps_per_cycle=7,
+        num_epochs=3,
+        checkpoint_every_steps=10,
+        keep_checkpoints=100,
+        num_devices=2,
+    )
 
 
 @pytest.fixture

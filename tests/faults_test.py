@@ -24,16 +24,8 @@ QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
 
 
 @pytest.fixture
-def config(data_dir: Path) -> TrainConfig:
-    return TrainConfig(
-        data_dir=str(data_dir),
-        model="mlp",
-        batch_size=3000,
-        steps_per_cycle=7,
-        num_steps=40,
-        checkpoint_every_steps=10,
-        num_devices=2,
-    )
+def config(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, num_steps=40)
 
 
 def lines(workdir: Path, split: str = "train") -> list[dict]:

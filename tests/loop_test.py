@@ -21,21 +21,6 @@ from trainer.schedules import create_triangular_schedule
 from trainer.state import TrainState, abstract_train_state, train_state_init
 
 
-@pytest.fixture
-def config(data_dir: Path) -> TrainConfig:
-    """Three epochs of 20 steps, cycles of 7: boundaries never fall together."""
-    return TrainConfig(
-        data_dir=str(data_dir),
-        model="mlp",
-        batch_size=3000,
-        steps_per_cycle=7,
-        num_epochs=3,
-        checkpoint_every_steps=10,
-        keep_checkpoints=100,
-        num_devices=2,
-    )
-
-
 def stored_state(workdir: Path, step: int, model: str = "mlp") -> TrainState:
     tx = create_optimizer("sgd", 0.9, False, 0.0)
     init = train_state_init(create_model(model, 10), tx, 0, (28, 28, 1))

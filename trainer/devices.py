@@ -12,7 +12,7 @@ from trainer.errors import UsageError
 
 DATA_AXIS = "data"
 
-# More virtual devices than this gain nothing on the machines that were measured (README, Devices).
+# As many as the tree of 8 gradient shards has leaves; more were never measured.
 _MOST_CPU_DEVICES = 8
 
 logger = logging.getLogger(__name__)
