@@ -303,27 +303,24 @@ def roll_call(hellos: list[tuple[int, int, dict]], count: int = 3) -> list[objec
     port = free_port()
     ends: list[object] = [None] * (len(hellos) + 1)
 
-    def take_part(slot: int, call: Callable) -> None:
+    def take_part(slot: int, call: Callable, cluster: Cluster, settings: dict) -> None:
         try:
-            ends[slot] = call()
+            ends[slot] = call(cluster, settings)
         except (UsageError, RunError) as error:
             ends[slot] = error
 
-    def first() -> list[object]:
-        return processes._call_roll(Cluster(f"127.0.0.1:{port}", count, 0), {"lr_max": 0.1})
+    def thread(slot: int, call: Callable, index: int, number: int, settings: dict):
+        cluster = Cluster(f"127.0.0.1:{port}", number, index)
+        return threading.Thread(target=take_part, args=(slot, call, cluster, settings))
 
-    def other(index: int, num: int, settings: dict) -> list[object]:
-        return processes._report(Cluster(f"127.0.0.1:{port}", num, index), settings)
-
-    threads = [threading.Thread(target=take_part, args=(0, first))]
+    threads = [thread(0, processes._call_roll, 0, count, {"lr_max": 0.1})]
     for slot, hello in enumerate(hellos, start=1):
-        call = (lambda hello: lambda: other(*hello))(hello)
-        threads.append(threading.Thread(target=take_part, args=(slot, call)))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+        threads.append(thread(slot, processes._report, *hello))
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+        assert not each.is_alive()
     for end in ends:
         for connection in end if isinstance(end, list) else []:
             connection.close()
