@@ -12,7 +12,7 @@ from trainer.inspection import inspect
 from trainer.loop import train
 
 
-@pytest.mark.parametrize("num_steps", [60, 30])
+@pytest.mark.parametrize("num_steps", [45, 30])
 def test_trace_opens_and_changes_nothing(
     config: TrainConfig, tmp_path: pathlib.Path, num_steps: int
 ) -> None:
