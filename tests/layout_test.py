@@ -9,9 +9,9 @@ ROOT = Path(__file__).parent.parent / "trainer"
 
 LAYERS = [
     {"errors"},
-    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests"},
-    {"lock", "signals"},
-    {"config_changes", "datasets", "state", "reductions"},
+    {"config", "tables", "models", "optimizers", "batches", "devices", "digests"},
+    {"lock", "signals", "schedules"},
+    {"config_changes", "preview", "datasets", "state", "reductions"},
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},

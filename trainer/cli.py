@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import sys
 import textwrap
 import typing
@@ -83,6 +84,8 @@ def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     if values.dry_run:
         plan = job.prepare(config, values.workdir, allowed)
         print(job.describe(plan), file=sys.stderr)
+        width = shutil.get_terminal_size().columns
+        print(job.describe_schedule_in_full(plan, width), file=sys.stderr)
     else:
         loop.train(config, values.workdir, allowed)
     return EXIT_DONE
@@ -148,6 +151,7 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    float | None: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
 
@@ -166,7 +170,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
     )
-    flags.DEFINE_bool("dry_run", False, "print the plan and train nothing", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the plan, train nothing", flag_values=values)
     flags.DEFINE_list(
         "allow_config_change",
         [],

@@ -128,7 +128,8 @@ def _restore(job: Job) -> Restored | None:
 
 def _say_resuming(job: Job, step: int) -> None:
     """Say where the run goes on."""
-    position = position_at(step, job.plan.steps_per_epoch, job.plan.steps_per_cycle)
+    plan, up = job.plan, job.config.cycle_up_fraction
+    position = position_at(step, plan.steps_per_epoch, plan.steps_per_cycle, up)
     logger.info("resuming at %s, learning rate %.4g", position, float(job.schedule(step)))
 
 
