@@ -170,7 +170,9 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
     )
-    flags.DEFINE_bool("dry_run", False, "print the plan, train nothing", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "print and draw the plan, train nothing", flag_values=values
+    )
     flags.DEFINE_list(
         "allow_config_change",
         [],

@@ -350,7 +350,7 @@ def _check_rates(lr_min: float, lr_max: float) -> tuple[float, float]:
     for name, value in (("lr_min", lr_min), ("lr_max", lr_max)):
         if not _is_number(value) or not math.isfinite(value):
             raise ValueError(f"{name}={value!r} must be a finite number")
-    if not 0 <= lr_min <= lr_max <= np.finfo(np.float32).max:
+    if not 0 <= lr_min <= lr_max <= float(np.finfo(np.float32).max):
         raise ValueError(
             f"lr_min={lr_min} and lr_max={lr_max} must satisfy 0 <= lr_min <= lr_max < 3.4e38"
         )

@@ -22,7 +22,8 @@ def rise_and_fall(steps_per_cycle: int, cycle_up_fraction: float) -> tuple[int, 
         rise = cycle_up_fraction * steps_per_cycle, rounded, halves up
         fall = steps_per_cycle - rise;  with cycle_up_fraction = 0.5: fall = rise
 
-    Both are at least 1. With equal halves an odd cycle has one step less to fall, and falls at the pace of the rise.
+    Both are at least 1. With equal halves an odd cycle has one step less to fall, and falls at the
+    pace of the rise.
 
     Args:
       steps_per_cycle: >= 2.
@@ -65,7 +66,7 @@ def periodic(cycle: np.ndarray) -> optax.Schedule:
     Returns:
       count -> float32[...], `count` an int or an integer array, 0 <= count < 2**31.
     """
-    table = cycle.astype(np.float32)
+    table = _rounded(cycle)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         # The remainder is taken before anything else: integers are exact at any size, and no
@@ -94,13 +95,12 @@ def decaying(valley: float, height: np.ndarray, log2_ratio: float) -> optax.Sche
       count -> float32[...], `count` an int or an integer array, 0 <= count < 2**31.
     """
     period = len(height)
-    first_cycle = (valley + height).astype(np.float32)
-    heights = height.astype(np.float32)
+    first_cycle, heights = _rounded(valley + height), _rounded(height)
     cycles_to_vanish = 126 / -log2_ratio if log2_ratio else math.inf
     block = math.isqrt(math.ceil(min(cycles_to_vanish, 2**31 / period))) + 1
-    powers = np.exp2(log2_ratio * np.arange(block)).astype(np.float32)
-    powers_of_blocks = np.exp2(log2_ratio * block * np.arange(block)).astype(np.float32)
-    powers_of_blocks = np.append(powers_of_blocks, np.float32(0))
+    powers = _rounded(np.exp2(log2_ratio * np.arange(block)))
+    powers_of_blocks = np.exp2(log2_ratio * block * np.arange(block))
+    powers_of_blocks = _rounded(np.append(powers_of_blocks, 0))
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         cycle, cycle_step = count // period, count % period  # type: ignore[operator]
@@ -112,6 +112,11 @@ def decaying(valley: float, height: np.ndarray, log2_ratio: float) -> optax.Sche
         return jnp.where(cycle == 0, jnp.asarray(first_cycle)[cycle_step], later)
 
     return schedule
+
+
+def _rounded(table: np.ndarray) -> np.ndarray:
+    """Return a float64 table in float32; what is below the normal numbers is 0, see `decaying`."""
+    return np.where(np.abs(table) < _SMALLEST, 0, table).astype(np.float32)
 
 
 def _product(one: jax.Array, other: jax.Array) -> jax.Array:
