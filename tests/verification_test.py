@@ -42,14 +42,14 @@ def test_cycled_momentum_and_a_length_in_cycles(config: TrainConfig) -> None:
         config,
         num_steps=None,
         num_cycles=2,
-        steps_per_cycle=5,
+        steps_per_cycle=3,
         lr_schedule="exp_range",
         momentum_min=0.8,
         momentum_max=0.9,
     )
     comparisons = verify_resume(config, [2])
     assert kept(comparisons)
-    assert {each.what: each.count for each in comparisons}["momentums, formula"] == 10
+    assert {each.what: each.count for each in comparisons}["momentums, formula"] == 6
 
 
 def test_a_wrong_rate_after_a_resume_is_found(
