@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "trainer"
 LAYERS = [
     {"errors"},
     {"config", "tables", "models", "optimizers", "batches", "devices", "digests"},
-    {"lock", "signals", "schedules"},
+    {"lock", "signals", "schedules", "positions"},
     {"config_changes", "preview", "datasets", "state", "reductions"},
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},

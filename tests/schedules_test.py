@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import torch_table
 from trainer import devices
+from trainer.positions import position_at
 from trainer.schedules import (
     create_constant_schedule,
     create_exp_range_boundaries_schedule,
@@ -20,7 +21,6 @@ from trainer.schedules import (
     create_schedule,
     create_triangular2_schedule,
     create_triangular_schedule,
-    position_at,
 )
 from trainer.tables import rise_and_fall
 

@@ -15,9 +15,9 @@ from trainer.errors import UsageError
 from trainer.evaluation import create_evaluate
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
+from trainer.positions import position_at
 from trainer.records import mean_metrics
 from trainer.recovery import read_newest_meta, restore_newest
-from trainer.schedules import position_at
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
 

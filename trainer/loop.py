@@ -21,10 +21,10 @@ from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
+from trainer.positions import position_at
 from trainer.programs import Programs, compile_programs
 from trainer.records import Records
 from trainer.recovery import restore_newest
-from trainer.schedules import position_at
 from trainer.signals import StopRequest
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, place_examples

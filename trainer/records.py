@@ -17,7 +17,7 @@ from etils import epath
 
 from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError
-from trainer.schedules import position_at
+from trainer.positions import position_at
 from trainer.steps import Metrics
 
 logger = logging.getLogger(__name__)
