@@ -64,7 +64,7 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         value = not field.default
     elif isinstance(field.default, str):
         value = "something"
-    elif field.type == "float | None" or field.type == float | None:
+    elif field.type == float | None:  # momentum_min and momentum_max go together
         value = 0.025
         assert parse("--momentum_min=0.025", "--momentum_max=0.025") == dataclasses.replace(
             TrainConfig(), momentum_min=0.025, momentum_max=0.025
