@@ -64,6 +64,12 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         value = not field.default
     elif isinstance(field.default, str):
         value = "something"
+    elif field.type == float | None:  # momentum_min and momentum_max go together
+        value = 0.025
+        assert parse("--momentum_min=0.025", "--momentum_max=0.025") == dataclasses.replace(
+            TrainConfig(), momentum_min=0.025, momentum_max=0.025
+        )
+        return
     elif isinstance(field.default, float):
         value = 0.025
     else:
@@ -127,6 +133,8 @@ def test_dry_run_writes_nothing(trainer, tmp_path: Path) -> None:
     assert done.stdout == ""
     assert "4680 steps, 10 epochs of 468" in done.stderr
     assert "40 cycles of 117 steps" in done.stderr
+    assert "warning" not in done.stderr
+    assert "▁█" * 40 + "\n" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

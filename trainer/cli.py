@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import sys
 import textwrap
 import typing
@@ -88,12 +89,14 @@ def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     with processes.joined(cluster, _settings(config, values)):
         if not processes.is_first():
             logging.getLogger("trainer").setLevel(logging.WARNING)
-        if values.dry_run:
-            plan = job.prepare(config, values.workdir, allowed)
-            if processes.is_first():
-                print(job.describe(plan), file=sys.stderr)
-        else:
+        if not values.dry_run:
             loop.train(config, values.workdir, allowed)
+            return EXIT_DONE
+        plan = job.prepare(config, values.workdir, allowed)
+        if processes.is_first():
+            width = shutil.get_terminal_size().columns
+            print(job.describe(plan), file=sys.stderr)
+            print(job.describe_schedule_in_full(plan, width), file=sys.stderr)
     return EXIT_DONE
 
 
@@ -170,6 +173,7 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    float | None: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
 
@@ -188,7 +192,9 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
     )
-    flags.DEFINE_bool("dry_run", False, "print the plan and train nothing", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "print and draw the plan, train nothing", flag_values=values
+    )
     flags.DEFINE_list(
         "allow_config_change",
         [],

@@ -15,9 +15,9 @@ from trainer.errors import UsageError
 from trainer.evaluation import create_evaluate
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
+from trainer.positions import position_at
 from trainer.records import mean_metrics
 from trainer.recovery import read_newest_meta, restore_newest
-from trainer.schedules import position_at
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
 
@@ -51,8 +51,11 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
     """
     restored, _ = _newest(workdir, devices.create_mesh("auto", 1))
     meta = restored.meta
-    plan = meta["steps_per_epoch"], meta["config"]["steps_per_cycle"]
-    position = position_at(restored.step, *plan)
+    config = TrainConfig.from_stored(meta["config"])
+    assert config.steps_per_cycle is not None  # What is stored is resolved.
+    position = position_at(
+        restored.step, meta["steps_per_epoch"], config.steps_per_cycle, config.cycle_up_fraction
+    )
     return {
         "step": restored.step,
         "epoch": position.epoch,
@@ -101,7 +104,7 @@ def _newest(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
             "python -m trainer has trained in"
         )
     _, meta = newest
-    config, inputs = TrainConfig(**meta["config"]), meta["inputs"]
+    config, inputs = TrainConfig.from_stored(meta["config"]), meta["inputs"]
     model = create_model(config.model, inputs["num_classes"], config.compute_dtype)
     tx = create_optimizer(config.optimizer, config.momentum, config.nesterov, config.weight_decay)
     init = train_state_init(model, tx, config.seed, tuple(inputs["image_shape"]))

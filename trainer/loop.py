@@ -23,11 +23,11 @@ from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
+from trainer.positions import position_at
 from trainer.profiling import Profiler
 from trainer.programs import Programs, compile_programs
 from trainer.records import NoRecords, Records
 from trainer.recovery import restore_newest
-from trainer.schedules import position_at
 from trainer.signals import StopRequest, StopVote
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, place_examples
@@ -157,7 +157,8 @@ def _restore(job: Job) -> Restored | None:
 
 def _say_resuming(job: Job, step: int) -> None:
     """Say where the run goes on."""
-    position = position_at(step, job.plan.steps_per_epoch, job.plan.steps_per_cycle)
+    plan, up = job.plan, job.config.cycle_up_fraction
+    position = position_at(step, plan.steps_per_epoch, plan.steps_per_cycle, up)
     logger.info("resuming at %s, learning rate %.4g", position, float(job.schedule(step)))
 
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError
-from trainer.schedules import position_at
+from trainer.positions import position_at
 from trainer.steps import Metrics
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Records:
             _rewind(self._path, first_step)
             self._file = self._path.open("a")
         self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
-        self._plan = plan
+        self._config, self._plan = config, plan
         self._progress = _Progress(config, plan, first_step)
         self.last_test: dict[str, Any] | None = None
         self.last_learning_rate = float("nan")
@@ -96,8 +96,8 @@ class Records:
             self._progress.tick(trained[-1] + 1)
         for (record, _), metrics in zip(records, values, strict=True):
             if record["split"] == "train":
-                order = ("learning_rate", "loss", "accuracy")
-                record |= {name: float(metrics[name]) for name in order}
+                order = ("learning_rate", "momentum", "loss", "accuracy")
+                record |= {name: float(metrics[name]) for name in order if name in metrics}
                 self._check_finite(record)
                 self.last_learning_rate = record["learning_rate"]
                 self._progress.train(record)
@@ -124,8 +124,8 @@ class Records:
     def _check_finite(self, record: dict[str, Any]) -> None:
         """Stop the run at the first loss that is no number; it is not written down."""
         if not math.isfinite(record["loss"]):
-            plan = self._plan
-            at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle)
+            plan, up = self._plan, self._config.cycle_up_fraction
+            at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle, up)
             raise RunError(
                 f"the loss is {record['loss']} at {at}, learning rate "
                 f"{record['learning_rate']:.4g}; nothing was saved since, older checkpoints are "
