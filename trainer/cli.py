@@ -210,7 +210,10 @@ def _define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "output", None, "for export: the file; unset: model.jaxexport in workdir", flag_values=values
+        "output",
+        None,
+        "for export: the file; unset: model.jaxexport in workdir",
+        flag_values=values,
     )
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     return values

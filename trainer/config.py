@@ -131,6 +131,7 @@ class TrainConfig:
         minimum=1,
         trajectory=False,
     )
+    tensorboard: bool = _option(True, "Records", "write scalars for TensorBoard", trajectory=False)
 
     platform: str = _option(
         "auto",
