@@ -132,12 +132,12 @@ def test_uneven_light(picture: Image.Image, light: str) -> None:
     assert distance(digit_pixels(uneven), digit_pixels(picture)) < 0.15
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 40])
+@pytest.mark.parametrize("width", [1, 2, 4, 60])
 def test_strokes_are_as_wide_as_those_of_mnist(width: int) -> None:
     values = np.full((250, 200), 255, np.uint8)
     values[40:200, 100 : 100 + width] = 0
     pixels = digit_pixels(Image.fromarray(values))[14, :, 0] / 255
-    assert 1.5 < pixels.sum() < 4.3
+    assert 1.3 < pixels.sum() < 5.2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

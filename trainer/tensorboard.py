@@ -22,8 +22,8 @@ _RATE = "images_per_second"
 class TensorBoard:
     """Writes records as scalars, one event each: train/loss, test/accuracy and so on.
 
-    A run has one event file. A resumed run writes it anew from metrics.jsonl, which has every step
-    once; times and rates, which are not in there, are taken from the file that it replaces.
+    A resumed run writes a new event file from metrics.jsonl, which has every step once, and empties
+    the old one; times and rates, which are not in metrics.jsonl, come from there.
     """
 
     def __init__(self, folder: epath.Path, metrics: epath.Path, num_steps: int):
@@ -34,14 +34,17 @@ class TensorBoard:
           metrics: metrics.jsonl, cut back to where the run goes on.
           num_steps: length of the run.
         """
-        # Tenths of a second to import, and not wanted by every command.
+        # Imported where it is used: --notensorboard needs none of it.
         from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._every_steps = -(-num_steps // _MOST_POINTS)
         folder.mkdir(parents=True, exist_ok=True)
         old = sorted(folder.glob("events.out.tfevents.*"))
         known = _read(old)
         self._writer = EventsWriter(os.fspath(folder / "events"))
+        # A TensorBoard that is looking on forgets what it read in the old file, from step 0 on.
+        self._writer.write_event(Event(session_log=SessionLog(status=SessionLog.START)))
         wall_time = time.time()
         with metrics.open() as lines:
             for record in map(json.loads, lines):
@@ -50,7 +53,13 @@ class TensorBoard:
                 self.write(record, at[1], wall_time := at[0])
         self.flush()
         for path in old:
-            if os.fspath(path) != self._writer._file_name:
+            if os.fspath(path) == self._writer._file_name:
+                continue
+            # Emptied now and deleted at the next start: a TensorBoard that is looking on stays for
+            # ever at a file that is gone.
+            if path.stat().length:
+                path.write_bytes(b"")
+            else:
                 path.unlink()
 
     def write(
