@@ -179,11 +179,23 @@ def blank(kind: str) -> Image.Image:
         "one pixel": Image.new("L", (1, 1)),
         "one row": Image.new("L", (70, 1)),
         "float": Image.new("F", (30, 30), 7.5),
+        "no numbers": Image.new("F", (30, 30), np.nan),
     }[kind]
 
 
 @pytest.mark.parametrize(
-    "kind", ["white", "colour", "transparent", "slope", "noise", "one pixel", "one row", "float"]
+    "kind",
+    [
+        "white",
+        "colour",
+        "transparent",
+        "slope",
+        "noise",
+        "one pixel",
+        "one row",
+        "float",
+        "no numbers",
+    ],
 )
 @pytest.mark.parametrize("prepare", [digit_pixels, object_pixels])
 def test_nothing_drawn(kind: str, prepare) -> None:

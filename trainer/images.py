@@ -233,7 +233,7 @@ def _ring(shape: tuple[int, ...]) -> np.ndarray:
 def _colours(image: Image.Image) -> np.ndarray:
     """Return a picture of any mode as float64[h, w, 1 or 3], 0 to 1, of a size to work with."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
+        values = np.nan_to_num(np.asarray(image, np.float64))
         # How much of their range is used, only the picture itself tells: 12 of 16 bits are common.
         low, high = min(0.0, values.min()), values.max()
         image = Image.fromarray(np.float32((values - low) / ((high - low) or 1.0)))
