@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from trainer.datasets import Dataset
-from trainer.images import ImageError, digit_pixels, object_pixels, read_image
+from trainer.images import digit_pixels, object_pixels, read_image
+from trainer.ink import ImageError
 
 DIGITS = Path(__file__).parent / "digits"
 

@@ -9,9 +9,9 @@ ROOT = Path(__file__).parent.parent / "trainer"
 
 LAYERS = [
     {"errors"},
-    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests", "images"},
+    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests", "ink"},
     {"lock", "signals"},
-    {"config_changes", "datasets", "state", "reductions", "progress", "tensorboard"},
+    {"config_changes", "datasets", "state", "reductions", "images", "progress", "tensorboard"},
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},
@@ -77,7 +77,7 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("orbax") == {"checkpoints"}
     assert imports_of("absl") == {"cli"}
     assert imports_of("tensorflow_datasets") == {"datasets"}
-    assert imports_of("PIL") == {"images"}
+    assert imports_of("PIL") == {"images", "ink"}
     assert imports_of("tensorboardX") == {"tensorboard"}
 
 

@@ -11,7 +11,8 @@ from etils import epath
 
 from trainer import devices
 from trainer.errors import UsageError
-from trainer.images import IMAGE_SHAPE, ImageError, digit_pixels, object_pixels, read_image
+from trainer.images import IMAGE_SHAPE, digit_pixels, object_pixels, read_image
+from trainer.ink import ImageError
 from trainer.inspection import restore_model
 from trainer.models import scale_pixels
 
