@@ -159,7 +159,7 @@ def test_what_the_command_does_not_use_is_not_imported(data_dir: Path, tmp_path:
     program = (
         "import sys; from trainer import cli\n"
         f"code = cli.run(['trainer', '--num_steps=2', '--workdir={tmp_path}/run',"
-        f" '--data_dir={data_dir}', '--model=mlp'])\n"
+        f" '--data_dir={data_dir}', '--model=mlp', '--notensorboard'])\n"
         "unused = {'tensorflow', 'torch', 'matplotlib', 'tensorboardX'} & set(sys.modules)\n"
         "sys.exit(f'{code} {unused}' if unused or code else 0)"
     )

@@ -18,15 +18,25 @@ LAYERS = [
         "compilation_cache",
         "devices",
         "digests",
+        "ink",
     },
     {"lock", "processes", "profiling", "signals", "schedules", "positions"},
-    {"config_changes", "preview", "datasets", "state", "reductions"},
+    {
+        "config_changes",
+        "preview",
+        "datasets",
+        "state",
+        "reductions",
+        "images",
+        "progress",
+        "tensorboard",
+    },
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},
     {"programs", "inspection"},
-    {"loop"},
-    {"verification"},
+    {"loop", "inference"},
+    {"verification", "export"},
     {"cli"},
     {"__main__"},
 ]
@@ -86,6 +96,8 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("orbax") == {"checkpoints"}
     assert imports_of("absl") == {"cli"}
     assert imports_of("tensorflow_datasets") == {"datasets"}
+    assert imports_of("PIL") == {"images", "ink"}
+    assert imports_of("tensorboardX") == {"tensorboard"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

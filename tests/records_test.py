@@ -100,7 +100,7 @@ def test_log_lines_where_there_is_no_terminal(
 
 def test_the_rate_counts_this_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("trainer.records.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: next(clock))
     with Records(epath.Path(tmp_path), CONFIG, PLAN, 80) as records:
         for step in range(80, 90):
             records.train(step, metrics(step))

@@ -52,14 +52,14 @@ def run(argv: list[str]) -> int:
     """
     try:
         values = _define_flags()
-        command = _parse(values, argv)
+        command, *arguments = _parse(values, argv)
         if values.help:
             print(_help(values))
             return EXIT_DONE
         _log_to_stderr()
         given: dict[str, Any] = {name: values[name].value for name in _config_names()}
         config = TrainConfig(**given)
-        return _COMMANDS[command](config, values)
+        return _COMMANDS[command](config, values, *arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -146,12 +146,42 @@ def _verify_resume(config: TrainConfig, values: flags.FlagValues) -> int:
     return EXIT_DONE if verification.kept(comparisons) else EXIT_FAILED
 
 
-_COMMANDS: dict[str, Callable[[TrainConfig, flags.FlagValues], int]] = {
+def _predict(config: TrainConfig, values: flags.FlagValues, *files: str) -> int:
+    """Print the digit in each image file (predict IMG...), as one JSON object a line."""
+    if not files:
+        raise UsageError("predict: no files given; valid: python -m trainer predict IMG...")
+    _configure_devices(dataclasses.replace(config, num_cpu_devices=1))
+    from trainer import inference
+
+    status = EXIT_DONE
+    for answer in inference.Predictor(values.workdir, config.platform).predict(files):
+        if "error" in answer:
+            status = EXIT_USAGE
+            print(f"error: {answer['file']}: {answer['error']}", file=sys.stderr)
+        else:
+            print(json.dumps(answer), flush=True)
+    return status
+
+
+def _export(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Write the newest checkpoint's network as one file that runs with jax alone (--output)."""
+    _configure_devices(dataclasses.replace(config, platform="cpu", num_cpu_devices=1))
+    from trainer import export
+
+    print(json.dumps(export.export(values.workdir, values.output)))
+    return EXIT_DONE
+
+
+# Each is given the configuration, all flags, and what stands after its name.
+_COMMANDS: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,
     "verify_resume": _verify_resume,
+    "predict": _predict,
+    "export": _export,
 }
+_COMMANDS_WITH_FILES = ("predict",)
 
 
 def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
@@ -207,22 +237,28 @@ def _define_flags() -> flags.FlagValues:
         "for verify_resume: numbers of devices to change between, separated by commas",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "for export: the file; unset: model.jaxexport in workdir",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     return values
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> str:
-    """Parse the flags into `values` and return the command."""
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parse the flags into `values` and return the command and the files it is given."""
     try:
         command, *rest = values(argv)[1:] or ["train"]
     except flags.Error as error:
         raise UsageError(f"{error} (--help lists all flags)") from error
-    if command not in _COMMANDS or rest:
+    if command not in _COMMANDS or (rest and command not in _COMMANDS_WITH_FILES):
         raise UsageError(
             f"unexpected argument {rest[0] if command in _COMMANDS else command!r}; valid: one of "
             f"the commands {', '.join(_COMMANDS)}, and flags as --name=value"
         )
-    return command
+    return [command, *rest]
 
 
 def _help(values: flags.FlagValues) -> str:
@@ -232,7 +268,7 @@ def _help(values: flags.FlagValues) -> str:
     groups: dict[str, list[tuple[str, Any, str]]] = {
         "General": [
             (name, values[name].default, values[name].help)
-            for name in ("workdir", "dry_run", "allow_config_change", "devices")
+            for name in ("workdir", "dry_run", "allow_config_change", "devices", "output")
         ]
         + [("flagfile", None, "read flags from a file, one a line; what comes later wins")]
     }

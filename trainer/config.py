@@ -167,6 +167,7 @@ class TrainConfig:
         minimum=1,
         trajectory=False,
     )
+    tensorboard: bool = _option(True, "Records", "write scalars for TensorBoard", trajectory=False)
 
     profile: bool = _option(
         False,

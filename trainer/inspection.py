@@ -49,7 +49,7 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
       UsageError: there is no checkpoint.
       RunError: no checkpoint is good.
     """
-    restored, _ = _newest(workdir, devices.create_mesh("auto", 1))
+    restored, _ = restore_model(workdir, devices.create_mesh("auto", 1))
     meta = restored.meta
     config = TrainConfig.from_stored(meta["config"])
     assert config.steps_per_cycle is not None  # What is stored is resolved.
@@ -80,7 +80,7 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
       RunError: the data are damaged, or no checkpoint is good.
     """
     mesh = devices.create_mesh(given.platform, given.num_devices)
-    restored, model = _newest(workdir, mesh)
+    restored, model = restore_model(workdir, mesh)
     config, inputs = restored.meta["config"], restored.meta["inputs"]
     dataset = load(config["dataset"], given.data_dir)
     examples = place_examples(
@@ -95,8 +95,17 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     return {"step": restored.step, **mean_metrics(jax.device_get(sums))}
 
 
-def _newest(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
-    """Return the newest good checkpoint and its network, or raise a UsageError."""
+def restore_model(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
+    """Return the newest good checkpoint, on every device of the mesh, and its network.
+
+    Args:
+      workdir: of a run.
+      mesh: the devices, any number.
+
+    Raises:
+      UsageError: there is no checkpoint.
+      RunError: no checkpoint is good.
+    """
     newest = read_newest_meta(workdir)
     if newest is None:
         raise UsageError(
