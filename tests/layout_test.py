@@ -9,15 +9,15 @@ ROOT = Path(__file__).parent.parent / "trainer"
 
 LAYERS = [
     {"errors"},
-    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests"},
-    {"lock", "signals"},
-    {"config_changes", "datasets", "state", "reductions"},
+    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests", "range_test"},
+    {"lock", "signals", "files"},
+    {"config_changes", "datasets", "state", "reductions", "figures"},
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},
     {"programs", "inspection"},
     {"loop"},
-    {"verification"},
+    {"verification", "find_lr"},
     {"cli"},
     {"__main__"},
 ]
@@ -77,6 +77,7 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("orbax") == {"checkpoints"}
     assert imports_of("absl") == {"cli"}
     assert imports_of("tensorflow_datasets") == {"datasets"}
+    assert imports_of("matplotlib") == {"figures"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

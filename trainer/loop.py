@@ -13,12 +13,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from trainer import devices
+from trainer import devices, figures
 from trainer.checkpoints import Checkpointer, Restored
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
+from trainer.files import CONFIG_FILE, note_resume
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
 from trainer.programs import Programs, compile_programs
@@ -30,8 +31,6 @@ from trainer.state import TrainState, abstract_train_state, create_train_state, 
 from trainer.steps import Examples, place_examples
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
 
 _RECORDED_PACKAGES = ("cyclic-trainer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
@@ -71,6 +70,7 @@ def train(
         logger.info("%s", describe(job))
         if restored:
             _say_resuming(job, first_step)
+        note_resume(job.workdir, first_step)
         programs, data, state = start(job, restored)
         with (
             Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
@@ -99,8 +99,17 @@ def train(
                     raise Stopped(_say_stopped(job, stop, done))
             checkpointer.wait()
             logger.info("%s", records.summary())
+        _draw_report(job)
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test
+
+
+def _draw_report(job: Job) -> None:
+    """Draw the run; it is whole and stored, whatever becomes of its picture."""
+    try:
+        figures.draw_report(job.workdir)
+    except Exception as error:  # Whatever fails in a library for pictures.
+        logger.warning("no picture of the run: %s: %s", type(error).__name__, error)
 
 
 def _due(done: int, every_steps: int | None) -> bool:

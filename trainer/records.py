@@ -17,12 +17,11 @@ from etils import epath
 
 from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError
+from trainer.files import METRICS_FILE
 from trainer.schedules import position_at
 from trainer.steps import Metrics
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 # The host reads the metrics of a step this many steps late, several steps in one transfer. The
 # devices always have work queued meanwhile, and never more than twice this.
