@@ -132,7 +132,7 @@ def _report(config: TrainConfig, values: flags.FlagValues) -> int:
 
 
 def _find_lr(config: TrainConfig, values: flags.FlagValues) -> int:
-    """Raise the learning rate from step to step and suggest --lr_min, --lr_max, --steps_per_cycle."""
+    """Suggest --lr_min, --lr_max and --steps_per_cycle from a learning-rate range test."""
     _configure_devices(config)
     from trainer import find_lr
 

@@ -191,7 +191,7 @@ def range_test_figure(test: RangeTest, exponential: bool) -> "Figure":
     accuracy_axes.set_ylim(0, 102)
     loss_axes.set_ylabel("loss")
     # A loss that diverges would flatten all that went before.
-    loss_axes.set_ylim(0, 1.3 * test.smoothed_losses[0])
+    loss_axes.set_ylim(0, 1.3 * test.losses[0])
     loss_axes.set_xlabel("learning rate")
     if exponential:
         loss_axes.set_xscale("log")

@@ -16,6 +16,8 @@ _DIVERGED = 4.0
 _PART_OF_RISE = 0.1
 # A rise is seen if it is this large, and this many standard errors; a fall likewise.
 _SMALLEST_RISE, _RISE_ERRORS, _FALL_ERRORS = 0.05, 10.0, 3.0
+# A loss that falls by less than this part has no steepest fall.
+_PART_OF_FALL = 0.1
 # What flattens only in this last part of the steps may not have flattened.
 _LAST_PART = 0.1
 
@@ -148,18 +150,22 @@ def analyze(
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the centered moving mean; at the ends, of the part of the window that there is.
+    """Return the centered moving mean, over as many values after as before each one.
+
+    Towards the ends the window shrinks, so that a mean never leans to what lies on one side.
 
     Args:
       values: float64[n]; what is not finite is left out.
       window: odd number of values.
     """
     finite = np.isfinite(values)
-    kernel = np.ones(window)
-    half = window // 2
-    sums = np.convolve(np.where(finite, values, 0.0), kernel)[half : half + len(values)]
-    counts = np.convolve(finite.astype(np.float64), kernel)[half : half + len(values)]
-    return sums / np.maximum(counts, 1)
+    sums, counts = (
+        np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(finite, values, 0), finite)
+    )
+    index = np.arange(len(values))
+    half = np.minimum(np.minimum(index, index[::-1]), window // 2)
+    low, high = index - half, index + half + 1
+    return (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1)
 
 
 def _suggest(
@@ -173,13 +179,18 @@ def _suggest(
     last = f"{rates[-1]:.2g}"
     if len(rates) < FEWEST_STEPS:
         return unclear(
-            f"the loss diverged at {last}, after {len(rates)} steps; lower --find_lr_min"
+            f"the loss diverged at {last}, after {len(rates)} steps; lower --find_lr_min, "
+            "or raise --find_lr_steps"
             if diverged
             else f"{len(rates)} steps are too few; valid: --find_lr_steps={FEWEST_STEPS} and more"
         )
     # From the scatter of the single steps around their mean.
     errors = np.sqrt(smooth((accuracies - smoothed) ** 2, window) / window)
-    start, top = accuracies[:window].mean(), int(np.argmax(smoothed))
+    # Few steps: on a linear ramp the accuracy rises within a window.
+    start = accuracies[: window // 5 + 1].mean()
+    # Where the window shrinks at the end, a mean may be high by chance.
+    smoothed = smoothed[: len(rates) - window // 2]
+    top = int(np.argmax(smoothed))
     rise = smoothed[top] - start
     if rise < max(_SMALLEST_RISE, _RISE_ERRORS * errors[top]):
         return unclear(
@@ -189,31 +200,34 @@ def _suggest(
             else f"the accuracy never rose, up to {last}; raise --find_lr_max, or --find_lr_steps"
         )
     lost = np.maximum.accumulate(smoothed) - smoothed
-    fallen = lost > np.maximum(_PART_OF_RISE * rise, _FALL_ERRORS * errors)
-    end = int(np.argmax(fallen)) if fallen.any() else len(rates)
+    fallen = lost > np.maximum(_PART_OF_RISE * rise, _FALL_ERRORS * errors[: len(lost)])
+    falls = bool(fallen.any())
+    end = int(np.argmax(fallen)) if falls else len(smoothed)
     top = int(np.argmax(smoothed[:end]))
     high = int(np.argmax(smoothed >= smoothed[top] - errors[top]))
-    if end == len(rates) and not diverged and high >= (1 - _LAST_PART) * end:
+    if not falls and not diverged and high >= (1 - _LAST_PART) * end:
         return unclear(f"the accuracy still rises at the end, {last}; raise --find_lr_max")
-    low = int(np.flatnonzero(smoothed[: high + 1] < start + _PART_OF_RISE * rise)[-1]) + 1
+    below = np.flatnonzero(smoothed[:high] < start + _PART_OF_RISE * rise)
+    low = int(below[-1]) + 1 if len(below) else 0
     lr_min, lr_max = (float(f"{rates[i]:.2g}") for i in (low, high))
     if lr_min >= lr_max:
         return unclear(f"the accuracy rises and flattens at {lr_max}; raise --find_lr_steps")
     verdict = f"the accuracy starts to rise at {lr_min} and stops rising at {lr_max}"
-    if end < len(rates):
+    if falls:
         verdict += f"; it falls at {rates[end]:.2g}"
     if diverged:
         verdict += f"; the loss diverges at {last}"
     if low < window:
-        verdict += "; it rises from the first steps on: a lower --find_lr_min may show where"
+        verdict += "; it rises from the first steps on, and may do so at lower rates"
     return lr_min, lr_max, verdict
 
 
 def _steepest(rates: np.ndarray, smoothed_losses: np.ndarray, window: int) -> float | None:
-    """Return the rate at which the loss falls fastest, or None where it never falls."""
+    """Return the rate at which the loss falls fastest, or None where it hardly falls."""
     # Steps are equally far apart on the axis that they are drawn on, so no division is needed.
     # What falls after the lowest loss falls from a peak of the divergence.
-    slopes = np.diff(smoothed_losses[: int(np.argmin(smoothed_losses)) + 1])[window:]
-    if not len(slopes):
+    lowest = int(np.argmin(smoothed_losses))
+    slopes = np.diff(smoothed_losses[: lowest + 1])[window:]
+    if not len(slopes) or smoothed_losses[lowest] > (1 - _PART_OF_FALL) * smoothed_losses[0]:
         return None
     return float(f"{rates[window + int(np.argmin(slopes))]:.2g}")
