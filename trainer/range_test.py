@@ -155,7 +155,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     Towards the ends the window shrinks, so that a mean never leans to what lies on one side.
 
     Args:
-      values: float64[n]; what is not finite is left out.
+      values: float64[n]; what is not finite is left out, and nothing else gives NaN.
       window: odd number of values.
     """
     finite = np.isfinite(values)
@@ -165,7 +165,8 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     index = np.arange(len(values))
     half = np.minimum(np.minimum(index, index[::-1]), window // 2)
     low, high = index - half, index + half + 1
-    return (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1)
+    within = counts[high] - counts[low]
+    return np.where(within > 0, (sums[high] - sums[low]) / np.maximum(within, 1), np.nan)
 
 
 def _suggest(
@@ -226,7 +227,7 @@ def _steepest(rates: np.ndarray, smoothed_losses: np.ndarray, window: int) -> fl
     """Return the rate at which the loss falls fastest, or None where it hardly falls."""
     # Steps are equally far apart on the axis that they are drawn on, so no division is needed.
     # What falls after the lowest loss falls from a peak of the divergence.
-    lowest = int(np.argmin(smoothed_losses))
+    lowest = int(np.nanargmin(smoothed_losses))
     slopes = np.diff(smoothed_losses[: lowest + 1])[window:]
     if not len(slopes) or smoothed_losses[lowest] > (1 - _PART_OF_FALL) * smoothed_losses[0]:
         return None
