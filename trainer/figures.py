@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from trainer.files import RunHistory, read_history, replace_file
-from trainer.range_test import RangeTest, smooth
+from trainer.range_test import RangeTest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,8 @@ SCHEDULE_FILE = "schedule.png"
 _WIDTH, _DPI = 10.0, 100  # inches, pixels an inch
 # What can still be told apart at this width: bins of a curve, cycles, vertical lines.
 _MOST_BINS, _MOST_CYCLES, _MOST_MARKS = 800, 100, 16
+# Fewer steps in a bin of a band make a comb of it.
+_LEAST_IN_BIN = 8
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
@@ -161,7 +163,7 @@ def range_test_figure(test: RangeTest, exponential: bool) -> "Figure":
     """
     figure = _figure(7.5)
     accuracy_axes, loss_axes = figure.subplots(2, sharex=True)
-    figure.suptitle(textwrap.fill(test.verdict, 105), fontsize=11)
+    figure.suptitle(textwrap.fill(test.verdict, 130), fontsize=11)
     curves = (
         (accuracy_axes, 100 * test.accuracies, 100 * test.smoothed_accuracies),
         (loss_axes, test.losses, test.smoothed_losses),
@@ -237,7 +239,7 @@ def accuracy_limits(train: np.ndarray, test: np.ndarray, window: int) -> tuple[f
       test: float64[m], fractions.
       window: odd number of steps to smooth over.
     """
-    smoothed = smooth(train, window)[len(train) // 10 :]
+    smoothed = _moving_mean(train, window)[len(train) // 10 :]
     lowest = 100 * min(smoothed.min(), test.min(initial=1.0))
     span = max(100 - lowest, 1.0)
     return max(lowest - 0.15 * span, 0.0), 100 + 0.04 * span
@@ -257,6 +259,11 @@ def mark_every(count: int, most: int = _MOST_MARKS) -> int:
     while count > most * every:
         every = int(every * (2.5 if str(every)[0] == "2" else 2))
     return every
+
+
+def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the means of all whole windows: window - 1 values fewer."""
+    return np.convolve(values, np.full(window, 1 / window), mode="valid")
 
 
 def _bins(count: int, most_bins: int) -> list[tuple[int, int]]:
@@ -314,9 +321,11 @@ def _draw_curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, window: int
         axes.plot(steps, values, color=_BLUE, alpha=0.35, lw=0.8, label="each training step")
     else:
         label = "lowest to highest training step"
-        _draw_band(axes, steps, values, _MOST_BINS, color=_BLUE, alpha=0.25, label=label)
-    label = f"mean of {window} steps"
-    axes.plot(*envelope(steps, smooth(values, window)), color=_BLUE, lw=1.6, label=label)
+        most_bins = min(_MOST_BINS, len(steps) // _LEAST_IN_BIN)
+        _draw_band(axes, steps, values, most_bins, color=_BLUE, alpha=0.25, label=label)
+    half, label = window // 2, f"mean of {window} steps"
+    middles = steps[half : len(steps) - half]
+    axes.plot(*envelope(middles, _moving_mean(values, window)), color=_BLUE, lw=1.6, label=label)
 
 
 def _draw_band(
