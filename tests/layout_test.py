@@ -19,12 +19,14 @@ LAYERS = [
         "devices",
         "digests",
         "ink",
+        "range_test",
     },
-    {"lock", "processes", "profiling", "signals", "schedules", "positions"},
+    {"files", "lock", "processes", "profiling", "signals", "schedules", "positions"},
     {
         "config_changes",
         "preview",
         "datasets",
+        "figures",
         "state",
         "reductions",
         "images",
@@ -36,7 +38,7 @@ LAYERS = [
     {"job"},
     {"programs", "inspection"},
     {"loop", "inference"},
-    {"verification", "export"},
+    {"verification", "export", "find_lr"},
     {"cli"},
     {"__main__"},
 ]
@@ -98,6 +100,7 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("tensorflow_datasets") == {"datasets"}
     assert imports_of("PIL") == {"images", "ink"}
     assert imports_of("tensorboardX") == {"tensorboard"}
+    assert imports_of("matplotlib") == {"figures"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

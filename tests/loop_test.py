@@ -242,3 +242,20 @@ def test_inspect_and_evaluate(config: TrainConfig, tmp_path: Path, standardize: 
 def test_no_checkpoint(tmp_path: Path, command) -> None:
     with pytest.raises(UsageError, match="there is no checkpoint in"):
         command(tmp_path)
+
+
+def test_where_a_run_was_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    for stop in (3, 7, 20):
+        train(dataclasses.replace(config, num_steps=stop), tmp_path)
+    assert json.loads((tmp_path / "resumes.json").read_text()) == [3, 7]
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_fails_does_not_fail_the_run(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "report.png").mkdir()  # No file can take its place.
+    assert train(dataclasses.replace(config, num_steps=2), tmp_path)["step"] == 2
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.message.startswith("no picture of the run: ") for record in warnings] == [True]
+    assert "\n" not in warnings[0].message

@@ -10,7 +10,8 @@ import pytest
 from etils import epath
 
 from trainer.config import TrainConfig
-from trainer.records import METRICS_FILE, Records, mean_metrics
+from trainer.files import METRICS_FILE
+from trainer.records import Records, mean_metrics
 
 CONFIG = TrainConfig(num_steps=100, batch_size=50, log_every_steps=10)
 PLAN = CONFIG.plan(1000)

@@ -17,11 +17,27 @@ from absl import flags
 from trainer.config import TrainConfig
 from trainer.errors import RunError, Stopped, UsageError
 
+if typing.TYPE_CHECKING:
+    from trainer.job import Job
+
 # The libraries behind the commands take seconds to import: each command imports what it uses, so
 # that --help and a mistyped flag answer at once.
 
 EXIT_DONE, EXIT_USAGE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 2, 75
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
+
+# Flags that are no hyperparameters of a run.
+_GENERAL_FLAGS = (
+    "workdir",
+    "dry_run",
+    "allow_config_change",
+    "devices",
+    "find_lr_min",
+    "find_lr_max",
+    "find_lr_steps",
+    "find_lr_ramp",
+    "output",
+)
 
 _DEFAULT_WORKDIR = "runs/mnist"
 
@@ -92,12 +108,23 @@ def _train(config: TrainConfig, values: flags.FlagValues) -> int:
         if not values.dry_run:
             loop.train(config, values.workdir, allowed)
             return EXIT_DONE
-        plan = job.prepare(config, values.workdir, allowed)
+        planned = job.prepare(config, values.workdir, allowed)
         if processes.is_first():
-            width = shutil.get_terminal_size().columns
-            print(job.describe(plan), file=sys.stderr)
-            print(job.describe_schedule_in_full(plan, width), file=sys.stderr)
+            _show_plan(planned)
     return EXIT_DONE
+
+
+def _show_plan(job: "Job") -> None:
+    """Print a run as it is planned, and draw it."""
+    from trainer import figures
+    from trainer.job import describe, describe_schedule_in_full
+
+    print(describe(job), file=sys.stderr)
+    width = shutil.get_terminal_size().columns
+    print(describe_schedule_in_full(job, width), file=sys.stderr)
+    lengths = job.plan.num_steps, job.plan.steps_per_epoch
+    picture = figures.draw_schedule(job.schedule, *lengths, job.workdir)
+    print(f"the learning rate as planned: {picture}", file=sys.stderr)
 
 
 # What processes that train together may be given differently.
@@ -126,6 +153,31 @@ def _inspect(config: TrainConfig, values: flags.FlagValues) -> int:
     from trainer import inspection
 
     print(json.dumps(inspection.inspect(values.workdir)))
+    return EXIT_DONE
+
+
+def _report(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Draw report.png again from the records; the run may be going on."""
+    from trainer import figures
+
+    print(figures.draw_report(values.workdir), file=sys.stderr)
+    return EXIT_DONE
+
+
+def _find_lr(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Suggest --lr_min, --lr_max and --steps_per_cycle from a learning-rate range test."""
+    _configure_devices(config)
+    from trainer import find_lr
+
+    suggestion = find_lr.find_lr(
+        config,
+        values.workdir,
+        values.find_lr_min,
+        values.find_lr_max,
+        values.find_lr_steps,
+        values.find_lr_ramp,
+    )
+    print(json.dumps(suggestion))
     return EXIT_DONE
 
 
@@ -177,6 +229,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,
+    "report": _report,
+    "find_lr": _find_lr,
     "verify_resume": _verify_resume,
     "predict": _predict,
     "export": _export,
@@ -223,7 +277,10 @@ def _define_flags() -> flags.FlagValues:
         "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
     )
     flags.DEFINE_bool(
-        "dry_run", False, "print and draw the plan, train nothing", flag_values=values
+        "dry_run",
+        False,
+        "print the plan, draw it to schedule.png in the workdir, and train nothing",
+        flag_values=values,
     )
     flags.DEFINE_list(
         "allow_config_change",
@@ -235,6 +292,26 @@ def _define_flags() -> flags.FlagValues:
         "devices",
         [],
         "for verify_resume: numbers of devices to change between, separated by commas",
+        flag_values=values,
+    )
+    flags.DEFINE_float("find_lr_min", 1e-5, "for find_lr: the first rate", flag_values=values)
+    flags.DEFINE_float(
+        "find_lr_max",
+        10.0,
+        "for find_lr: the last rate; the test ends before where the loss diverges",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "find_lr_steps",
+        600,
+        "for find_lr: steps from the first rate to the last; more tell more and take longer",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "find_lr_ramp",
+        "exponential",
+        ["exponential", "linear"],
+        "for find_lr: whether the rate rises by equal factors or by equal differences",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -266,10 +343,7 @@ def _help(values: flags.FlagValues) -> str:
     lines = ["usage: python -m trainer [COMMAND] [--flag=value ...]", "", "Commands:"]
     lines += [f"  {name:15}{run.__doc__}" for name, run in _COMMANDS.items()]
     groups: dict[str, list[tuple[str, Any, str]]] = {
-        "General": [
-            (name, values[name].default, values[name].help)
-            for name in ("workdir", "dry_run", "allow_config_change", "devices", "output")
-        ]
+        "General": [(name, values[name].default, values[name].help) for name in _GENERAL_FLAGS]
         + [("flagfile", None, "read flags from a file, one a line; what comes later wins")]
     }
     for field in dataclasses.fields(TrainConfig):

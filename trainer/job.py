@@ -70,7 +70,7 @@ def prepare(
       RunError: the run in the workdir has checkpoints, but none can be used.
     """
     workdir = epath.Path(workdir)
-    _check_writable(workdir)
+    check_writable(workdir)
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
@@ -183,8 +183,12 @@ def _describe_schedule(config: TrainConfig, plan: Plan) -> str:
     return f"{text}{plan.num_steps / plan.steps_per_cycle:g} cycles of {plan.steps_per_cycle} steps"
 
 
-def _check_writable(workdir: epath.Path) -> None:
-    """Refuse a workdir that cannot be made or written, before any work is done."""
+def check_writable(workdir: epath.Path) -> None:
+    """Refuse a workdir that cannot be made or written, before any work is done.
+
+    Raises:
+      UsageError: it is no folder, or may not be written.
+    """
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         reason = f"{existing} is not a folder"

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from trainer import devices, processes
+from trainer import devices, figures, processes
 from trainer.checkpoints import Checkpointer, NoCheckpointer, Restored
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
+from trainer.files import CONFIG_FILE, note_resume
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
 from trainer.positions import position_at
@@ -33,8 +34,6 @@ from trainer.state import TrainState, abstract_train_state, create_train_state, 
 from trainer.steps import Examples, place_examples
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
 
 # How long a file that another host made may take to appear on this one: caches of NFS.
 _SHARED_SECONDS = 10.0
@@ -75,7 +74,9 @@ def train(
         if first_step >= plan.num_steps:
             _say_complete(job, first_step)
             return None
-        _write_config(job)
+        if processes.is_first():
+            _write_config(job)
+            note_resume(job.workdir, first_step)
         logger.info("%s", describe(job))
         if restored:
             _say_resuming(job, first_step)
@@ -109,6 +110,8 @@ def train(
                     raise Stopped(_say_stopped(job, stop, done))
             checkpointer.wait()
             logger.info("%s", records.summary())
+        if processes.is_first():
+            _draw_report(job)
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test
 
@@ -130,6 +133,14 @@ def _open_records(job: Job, first_step: int) -> Records:
 def _profiles(job: Job) -> bool:
     """Return whether this process traces: one trace is enough."""
     return job.config.profile and processes.is_first()
+
+
+def _draw_report(job: Job) -> None:
+    """Draw the run; it is whole and stored, whatever becomes of its picture."""
+    try:
+        figures.draw_report(job.workdir)
+    except Exception as error:  # Whatever fails in a library for pictures.
+        logger.warning("no picture of the run: %s: %s", type(error).__name__, error)
 
 
 def _due(done: int, every_steps: int | None) -> bool:
@@ -235,8 +246,6 @@ def _appears(path: epath.Path) -> bool:
 
 def _write_config(job: Job) -> None:
     """Write the resolved configuration, whole or not at all."""
-    if not processes.is_first():
-        return
     new = job.workdir / f"{CONFIG_FILE}.new"
     new.write_text(json.dumps(dataclasses.asdict(job.config), indent=2) + "\n")
     new.replace(job.workdir / CONFIG_FILE)

@@ -13,12 +13,12 @@ from etils import epath
 
 from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError
+from trainer.files import METRICS_FILE
 from trainer.positions import position_at
 from trainer.progress import Progress, test_values
 from trainer.steps import Metrics
 from trainer.tensorboard import TensorBoard
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIR = "tensorboard"
 
 # The host reads the metrics of a step this many steps late, several steps in one transfer. The

@@ -13,11 +13,11 @@ import numpy as np
 from trainer import devices
 from trainer.batches import epoch_batches
 from trainer.config import Plan, TrainConfig
+from trainer.files import METRICS_FILE
 from trainer.inspection import inspect
 from trainer.job import Job, prepare
 from trainer.loop import train
 from trainer.programs import create_epoch_batches
-from trainer.records import METRICS_FILE
 from trainer.reductions import TREE
 from trainer.tables import rise_and_fall
 
