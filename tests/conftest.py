@@ -51,6 +51,8 @@ def config(data_dir: pathlib.Path) -> TrainConfig:
         checkpoint_every_steps=10,
         keep_checkpoints=100,
         num_devices=2,
+        tensorboard=False,
+        report=False,
     )
 
 

@@ -193,6 +193,6 @@ def test_the_command(trainer, tmp_path: Path) -> None:
     trained = trainer("--flagfile=run/find_lr.cfg")
     assert trained.returncode == 0, trained.stderr
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
-        [*FILES, "checkpoints", "config.json", "lock", "metrics.jsonl", "report.png"]
+        [*FILES, "checkpoints", "config.json", "lock", "metrics.jsonl", "report.png", "tensorboard"]
     )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps_per_cycle"] == 60

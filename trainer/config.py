@@ -168,7 +168,9 @@ class TrainConfig:
         trajectory=False,
     )
     tensorboard: bool = _option(True, "Records", "write scalars for TensorBoard", trajectory=False)
-
+    report: bool = _option(
+        True, "Records", "draw report.png in the workdir when the run ends", trajectory=False
+    )
     profile: bool = _option(
         False,
         "Records",

@@ -76,8 +76,7 @@ def find_lr(
     workdir = epath.Path(workdir)
     check_writable(workdir)
     with tempfile.TemporaryDirectory() as empty:
-        # The cycles that are given play no part.
-        job = prepare(dataclasses.replace(config, steps_per_cycle=2), empty)
+        job = prepare(_without_cycles(config), empty)
     window = window_of(num_steps)
     rates = ramp(lr_start, lr_end, num_steps, kind)
     logger.info(
@@ -115,6 +114,19 @@ def find_lr(
         "steps_per_cycle": steps_per_cycle,
         "steepest_loss": test.steepest,
     }
+
+
+def _without_cycles(config: TrainConfig) -> TrainConfig:
+    """Return the same run without the cycles that are given: the test is to find them."""
+    momentum = config.momentum if config.momentum_max is None else config.momentum_max
+    return dataclasses.replace(
+        config,
+        steps_per_cycle=2,
+        num_cycles=None,
+        momentum=momentum,
+        momentum_min=None,
+        momentum_max=None,
+    )
 
 
 def cycle_length(plan: Plan) -> int:

@@ -110,7 +110,7 @@ def train(
                     raise Stopped(_say_stopped(job, stop, done))
             checkpointer.wait()
             logger.info("%s", records.summary())
-        if processes.is_first():
+        if job.config.report and processes.is_first():
             _draw_report(job)
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test

@@ -130,6 +130,7 @@ def _train(config: TrainConfig, num_steps: int, num_devices: int, workdir: Path)
         for each in loud:
             each.setLevel(logging.WARNING)
         config = dataclasses.replace(config, num_steps=num_steps, num_cycles=None)
+        config = dataclasses.replace(config, tensorboard=False, report=False)
         train(dataclasses.replace(config, num_devices=num_devices), workdir)
     finally:
         for each, level in zip(loud, levels, strict=True):
