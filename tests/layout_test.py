@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent / "trainer"
 
 LAYERS = [
     {"errors"},
-    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests"},
+    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests", "storage"},
+    {"lease"},
     {"lock", "signals"},
     {"config_changes", "datasets", "state", "reductions"},
     {"steps", "checkpoints", "replicas"},

@@ -68,6 +68,18 @@ def run(argv: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
+    except Exception as error:
+        from trainer import storage
+
+        if not storage.is_outage(error):
+            raise
+        remedy = storage.remedy(values.workdir)
+        print(
+            f"error: --workdir={values.workdir} does not answer: {storage.reason(error)}; "
+            f"{remedy} and run the same command: older checkpoints are intact",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     except KeyboardInterrupt:
         # Before the loop there is nothing to save.
         print("interrupted", file=sys.stderr)

@@ -20,6 +20,7 @@ from trainer.recovery import read_newest_meta, restore_newest
 from trainer.schedules import position_at
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
+from trainer.storage import open_workdir
 
 _SHOWN = (
     "learning_rate",
@@ -94,6 +95,7 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
 
 def _newest(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
     """Return the newest good checkpoint and its network, or raise a UsageError."""
+    workdir = open_workdir(workdir)
     newest = read_newest_meta(workdir)
     if newest is None:
         raise UsageError(

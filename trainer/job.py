@@ -20,6 +20,7 @@ from trainer.optimizers import create_optimizer
 from trainer.recovery import read_newest_meta
 from trainer.reductions import AUTO, TREE, choose_reduction
 from trainer.schedules import create_schedule
+from trainer.storage import is_remote, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def prepare(
       UsageError: something does not fit; the message says what would.
       RunError: the run in the workdir has checkpoints, but none can be used.
     """
-    workdir = epath.Path(workdir)
+    workdir = open_workdir(workdir)
     _check_writable(workdir)
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
@@ -133,6 +134,8 @@ def describe(job: Job) -> str:
 
 def _check_writable(workdir: epath.Path) -> None:
     """Refuse a workdir that cannot be made or written, before any work is done."""
+    if is_remote(workdir):
+        return  # Only writing there tells: the lock does, first of all.
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         reason = f"{existing} is not a folder"

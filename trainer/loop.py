@@ -28,6 +28,7 @@ from trainer.schedules import position_at
 from trainer.signals import StopRequest
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, place_examples
+from trainer.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def train(
     job = prepare(config, workdir, allow_config_change)
     plan = job.plan
     _make_workdir(job)
-    with WorkdirLock(job.workdir), StopRequest() as stop:
+    with WorkdirLock(job.workdir) as lock, StopRequest() as stop:
         restored = _restore(job)
         first_step = restored.step if restored else 0
         if first_step >= plan.num_steps:
@@ -90,6 +91,7 @@ def train(
                 if _due(done, job.config.check_replicas_every_steps):
                     programs.check_replicas(state)
                 if last or stopping or done % job.config.checkpoint_every_steps == 0:
+                    lock.confirm()
                     # First the records, then the checkpoint: what it includes, they include.
                     records.flush()
                     programs.check_replicas(state)
@@ -164,9 +166,8 @@ def _make_workdir(job: Job) -> None:
 
 def _write_config(job: Job) -> None:
     """Write the resolved configuration, whole or not at all."""
-    new = job.workdir / f"{CONFIG_FILE}.new"
-    new.write_text(json.dumps(dataclasses.asdict(job.config), indent=2) + "\n")
-    new.replace(job.workdir / CONFIG_FILE)
+    text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
+    write_whole(job.workdir / CONFIG_FILE, text)
 
 
 @dataclasses.dataclass(frozen=True)

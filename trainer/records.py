@@ -19,6 +19,7 @@ from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError
 from trainer.schedules import position_at
 from trainer.steps import Metrics
+from trainer.storage import LocalFiles, remedy, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,10 @@ class Records:
           plan: its durations in steps.
           first_step: the step that the first update will read.
         """
-        self._path = workdir / METRICS_FILE
+        self._files = LocalFiles(workdir)
+        self._path = self._files.folder / METRICS_FILE
         with self._surfacing():
+            self._files.fetch(METRICS_FILE)
             _rewind(self._path, first_step)
             self._file = self._path.open("a")
         self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
@@ -62,6 +65,7 @@ class Records:
         """Close file and progress bar; what is pending is dropped."""
         with contextlib.suppress(OSError):  # It has surfaced already: every line is flushed.
             self._file.close()
+        self._files.close()
         self._progress.close()
 
     def train(self, step: int, metrics: Metrics) -> None:
@@ -80,6 +84,7 @@ class Records:
         self._write(len(self._pending))
         with self._surfacing():
             os.fsync(self._file.fileno())
+        self._files.publish()
 
     def summary(self) -> str:
         """Return what this process did, and the last test, in words."""
@@ -117,8 +122,8 @@ class Records:
             yield
         except OSError as error:
             raise RunError(
-                f"{self._path} could not be written: {error.strerror}; free space or mend the "
-                "disk and run the same command: older checkpoints are intact"
+                f"{self._path} could not be written: {error.strerror}; {remedy(self._path)} and "
+                "run the same command: older checkpoints are intact"
             ) from error
 
     def _check_finite(self, record: dict[str, Any]) -> None:
@@ -159,12 +164,8 @@ def _rewind(path: epath.Path, first_step: int) -> None:
         last = first_step if record["split"] == "test" else first_step - 1
         if line.endswith("\n") and record["step"] <= last:
             kept.append(line)
-    if "".join(kept) == text:
-        return
-    # Written beside and renamed: a crash here leaves the one file or the other, whole.
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(kept))
-    new.replace(path)
+    if "".join(kept) != text:
+        write_whole(path, "".join(kept))
 
 
 class _Progress:
