@@ -78,6 +78,7 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("orbax") == {"checkpoints"}
     assert imports_of("absl") == {"cli"}
     assert imports_of("tensorflow_datasets") == {"datasets"}
+    assert imports_of("google") == {"storage", "lease"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

@@ -111,7 +111,7 @@ def test_a_trainer_that_lost_its_lease_saves_nothing(
         blob.upload_from_string("")
 
     monkeypatch.setattr(loop, "_write_config", write_config_and_steal)
-    with pytest.raises(RunError, match="is being written by the thief now: .*nothing was saved"):
+    with pytest.raises(RunError, match=r"is being written by the thief now: .*nothing was saved"):
         train(short, remote_workdir)
     assert names(workdir) == {LOCK_FILE, CONFIG_FILE}
     with pytest.raises(UsageError, match="is being written by the thief"):

@@ -16,7 +16,7 @@ from etils import epath
 from trainer.digests import json_digest, leaf_digests, leaf_name
 from trainer.errors import RunError
 from trainer.state import TrainState
-from trainer.storage import absolute, is_outage, is_remote, remedy
+from trainer.storage import absolute, is_outage, is_remote, reason, remedy
 
 
 def checkpoints_dir(workdir: epath.PathLike) -> epath.Path:
@@ -115,9 +115,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            reason = _reason(error)
             raise RunError(
-                f"a checkpoint could not be written to {self._directory}: {reason}; "
+                f"a checkpoint could not be written to {self._directory}: {_reason(error)}; "
                 f"{remedy(self._directory)} and run the same command: older checkpoints are intact"
             ) from error
 
@@ -243,9 +242,8 @@ def _check_finite(state: TrainState, step: int) -> None:
 
 def _reason(error: Exception) -> str:
     """Return what the system said, or the first line of an error's message, cut to a line."""
-    text = str(error).strip() or type(error).__name__
+    text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(number) in text:
             return os.strerror(number)
-    line = text.splitlines()[0]
-    return line if len(line) <= 160 else line[:157] + "..."
+    return reason(error)

@@ -72,6 +72,7 @@ def request_options() -> dict[str, Any]:
 
 def reason(error: Exception) -> str:
     """Return the first line of what a client said, cut to a line."""
+    error = getattr(error, "cause", None) or error  # Of the error that says that time ran out.
     text = str(getattr(error, "message", "") or error).strip() or type(error).__name__
     line = text.splitlines()[0]
     return line if len(line) <= 160 else line[:157] + "..."
@@ -185,8 +186,9 @@ def _check_bucket(workdir: epath.PathLike) -> None:
         ) from error
     # What other hosts, or tensorstore, have written since must be seen.
     fsspec.config.conf["gcs"] = {"use_listings_cache": False}
-    # It prints pages about failures that the trainer reports in one line.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)
+    # They print pages about failures that the trainer reports in one line.
+    for library in ("gcsfs", "google.auth"):
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     name = urllib.parse.urlsplit(str(workdir)).netloc
     if not name:
         raise UsageError(f"--workdir={workdir} names no bucket; valid: gs://bucket/folder")
