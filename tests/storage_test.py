@@ -91,6 +91,18 @@ def test_what_is_damaged_or_unfinished_is_set_aside(
         assert steps(remote_workdir) == before
 
 
+def test_a_first_save_that_was_killed_does_not_stop_the_run(
+    short: TrainConfig, remote_workdir: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = epath.Path(remote_workdir) / "checkpoints"
+    (checkpoints / "10" / "state").mkdir(parents=True)
+    (checkpoints / "10" / "state" / "part").write_text("half of it")
+    train(short, remote_workdir)
+    assert names(checkpoints / "damaged" / "10" / "state") == {"part"}
+    assert names(checkpoints) == {"10", "20", "25", "damaged"}
+    assert "is damaged" not in caplog.text
+
+
 def test_a_second_trainer_is_refused(short: TrainConfig, remote_workdir: str) -> None:
     with WorkdirLock(remote_workdir), pytest.raises(UsageError, match="is being written by"):
         train(short, remote_workdir)
