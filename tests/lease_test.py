@@ -59,6 +59,12 @@ def test_a_lease_that_was_given_back_is_free(lease) -> None:
             taken.confirm()
 
 
+def test_a_copy_of_a_local_lock_file_is_free(lease, remote_workdir: str) -> None:
+    (epath.Path(remote_workdir) / LOCK_FILE).write_text("process 1 on another host\n")
+    with lease() as taken:
+        taken.confirm()
+
+
 def test_of_many_at_once_one_gets_it(lease) -> None:
     start, done, results = threading.Barrier(8), threading.Barrier(8), []
 

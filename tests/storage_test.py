@@ -57,6 +57,19 @@ def test_a_run_in_a_bucket_is_the_local_run(
     assert train(short, remote_workdir) is None
 
 
+def test_a_run_goes_on_where_it_was_copied_to(
+    short: TrainConfig, remote_workdir: str, tmp_path: Path
+) -> None:
+    train(dataclasses.replace(short, num_steps=12), tmp_path)
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        target = epath.Path(remote_workdir) / str(path.relative_to(tmp_path))
+        target.write_bytes(path.read_bytes())
+    for workdir in (tmp_path, remote_workdir):
+        train(short, workdir)
+    assert inspect(remote_workdir)["digests"] == inspect(tmp_path)["digests"]
+    assert steps(remote_workdir) == steps(tmp_path)
+
+
 def test_the_records_are_there_before_the_checkpoint(
     short: TrainConfig, remote_workdir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ class Lease:
             self._bucket, self._name = bucket_and_name(self._path)
             found = self._read()
             if found is not None:
-                left = float(found.metadata["expires"]) - time.time()
+                left = float(_fields(found).get("expires", 0)) - time.time()
                 if left > 0:
                     raise self._refusal(found, left)
                 self._generation = found.generation
@@ -128,7 +128,7 @@ class Lease:
         except PreconditionFailed:
             # The answer to an earlier try may have been lost on its way.
             found = self._read()
-            if found is None or found.metadata["id"] != self._id:
+            if found is None or _fields(found).get("id") != self._id:
                 raise
             blob = found
         self._generation = blob.generation
@@ -139,14 +139,18 @@ class Lease:
 
     def _other(self) -> str:
         """Return who holds the lease now, in words."""
-        found = self._read()
-        return "another trainer" if found is None else found.metadata["holder"]
+        return _fields(self._read()).get("holder", "another trainer")
 
     def _refusal(self, found: Any, left: float) -> UsageError:
         """Return the error that says who holds the lease."""
         age = time.time() - found.updated.timestamp()
         return UsageError(
-            f"--workdir={self._path.parent} is being written by {found.metadata['holder']}, which "
+            f"--workdir={self._path.parent} is being written by {_fields(found)['holder']}, which "
             f"said so {age:.0f} s ago; valid: another --workdir, or the same one when that run has "
             f"ended; if it was killed, in {left:.0f} s"
         )
+
+
+def _fields(found: Any) -> dict[str, str]:
+    """Return what the object says; nothing, if it is only a copy of a local lock file."""
+    return {} if found is None else found.metadata or {}
