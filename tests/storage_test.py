@@ -5,6 +5,7 @@ import http.server
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -194,31 +195,53 @@ def test_the_packages_are_not_installed(
 
 @pytest.fixture
 def forbidding_server(storage_emulator: str):
-    """A server that knows the user and lets nobody in."""
+    """Start a server that gives what a pattern allows of an empty bucket, and refuses the rest."""
+    servers = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b'{"error": {"message": "no access to the bucket"}}'
-            self.send_response(403)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def start(allowed: str) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                refused = not re.search(allowed, self.path)
+                body = b'{"error": {"message": "no access"}}' if refused else b'{"name": "test"}'
+                self.send_response(403 if refused else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(body)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
+            def log_message(self, *arguments: object) -> None:
+                pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
         server.shutdown()
+        server.server_close()
 
 
-def test_no_permission(forbidding_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", forbidding_server)
-    with pytest.raises(
-        UsageError, match=r"not for these credentials: .*no access.* valid: the roles"
-    ):
+BUCKET, ANY_OBJECT = r"/b/test\?", r"/b/test/o\?(?!.*prefix)"
+
+
+@pytest.mark.parametrize("allowed", ["nothing", BUCKET])
+def test_no_permission(forbidding_server, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", forbidding_server(allowed))
+    message = r"is not for these credentials: .*no access.* valid: the roles"
+    with pytest.raises(UsageError, match=message):
         storage.open_workdir("gs://test/folder")
+
+
+def test_a_bucket_that_stops_answering(
+    forbidding_server, monkeypatch: pytest.MonkeyPatch, trainer
+) -> None:
+    url = forbidding_server(f"{BUCKET}|{ANY_OBJECT}")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    done = trainer("inspect", "--workdir=gs://test/folder")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --workdir=gs://test/folder does not answer: Forbidden")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["train", "inspect"])
@@ -236,8 +259,8 @@ def test_no_credentials(
 
 
 READ_FROM = """
-import sys, tensorstore
-from trainer import loop, storage
+import tensorstore
+from trainer import storage
 context = {"gcs_request_retries": {"max_retries": 1, "initial_delay": "1ms"}}
 spec = {"driver": "gcs", "bucket": "test", "path": "folder/", "context": context}
 try:
@@ -249,10 +272,10 @@ except Exception as error:
 
 @pytest.mark.parametrize("server", ["nobody", "forbidding"])
 def test_a_bucket_that_does_not_answer_says_nothing_about_a_checkpoint(
-    forbidding_server: str, server: str
+    forbidding_server, server: str
 ) -> None:
     # It reads the address once, so it needs a process of its own.
-    url = forbidding_server if server == "forbidding" else "http://127.0.0.1:9"
+    url = forbidding_server("nothing") if server == "forbidding" else "http://127.0.0.1:9"
     command = [sys.executable, "-c", READ_FROM]
     environment = os.environ | {"TENSORSTORE_GCS_HTTP_URL": url}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

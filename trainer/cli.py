@@ -71,7 +71,7 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         from trainer import storage
 
-        if not storage.is_outage(error):
+        if not (storage.is_remote(values.workdir) and storage.is_outage(error)):
             raise
         remedy = storage.remedy(values.workdir)
         print(
@@ -176,7 +176,10 @@ def _define_flags() -> flags.FlagValues:
             define = _DEFINE[typing.get_type_hints(TrainConfig)[field.name]]
             define(field.name, default, help_text, flag_values=values)
     flags.DEFINE_string(
-        "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
+        "workdir",
+        _DEFAULT_WORKDIR,
+        "folder of checkpoints and records, or gs://bucket/folder",
+        flag_values=values,
     )
     flags.DEFINE_bool("dry_run", False, "print the plan and train nothing", flag_values=values)
     flags.DEFINE_list(

@@ -173,7 +173,7 @@ class LocalFiles:
 
 
 def _check_bucket(workdir: epath.PathLike) -> None:
-    """Refuse a bucket that cannot be opened; what Orbax asks of it is asked here, with a limit."""
+    """Refuse a bucket that cannot be opened or listed, as Orbax will do, but soon."""
     try:
         import fsspec
         import gcsfs  # noqa: F401 - epath uses it
@@ -195,6 +195,7 @@ def _check_bucket(workdir: epath.PathLike) -> None:
     try:
         bucket, _ = bucket_and_name(workdir)
         bucket.reload(**request_options())
+        list(bucket.list_blobs(max_results=1, **request_options()))
     except DefaultCredentialsError as error:
         text = (
             "there are no Google credentials here; valid: on a TPU VM, one with a service "
