@@ -20,10 +20,12 @@ LAYERS = [
         "digests",
         "ink",
         "range_test",
+        "storage",
     },
-    {"files", "lock", "processes", "profiling", "signals", "schedules", "positions"},
+    {"files", "lease", "processes", "profiling", "signals", "schedules", "positions"},
     {
         "config_changes",
+        "lock",
         "preview",
         "datasets",
         "figures",
@@ -101,6 +103,7 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("PIL") == {"images", "ink"}
     assert imports_of("tensorboardX") == {"tensorboard"}
     assert imports_of("matplotlib") == {"figures"}
+    assert imports_of("google") == {"storage", "lease"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

@@ -85,6 +85,18 @@ def run(argv: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
+    except Exception as error:
+        from trainer import storage
+
+        if not (storage.is_remote(values.workdir) and storage.is_outage(error)):
+            raise
+        remedy = storage.remedy(values.workdir)
+        print(
+            f"error: --workdir={values.workdir} does not answer: {storage.reason(error)}; "
+            f"{remedy} and run the same command: older checkpoints are intact",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     except KeyboardInterrupt:
         # Before the loop there is nothing to save.
         print("interrupted", file=sys.stderr)
@@ -274,7 +286,10 @@ def _define_flags() -> flags.FlagValues:
             define = _DEFINE[typing.get_type_hints(TrainConfig)[field.name]]
             define(field.name, default, help_text, flag_values=values)
     flags.DEFINE_string(
-        "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
+        "workdir",
+        _DEFAULT_WORKDIR,
+        "folder of checkpoints and records, or gs://bucket/folder",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "dry_run",

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from trainer.errors import RunError, UsageError
+from trainer.storage import open_workdir, write_whole
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -16,7 +17,7 @@ RESUMES_FILE = "resumes.json"
 
 
 def replace_file(path: epath.Path, data: bytes) -> None:
-    """Write a file beside and rename it: a reader or a crash finds the old one or the new.
+    """Write a file in a folder that need not exist; see `storage.write_whole`.
 
     Args:
       path: its folder is made if missing.
@@ -25,11 +26,9 @@ def replace_file(path: epath.Path, data: bytes) -> None:
     Raises:
       RunError: it could not be written.
     """
-    new = path.with_name(path.name + ".new")
     try:
-        new.parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(data)
-        new.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
     except OSError as error:
         raise RunError(f"{path} could not be written: {error.strerror}") from error
 
@@ -82,7 +81,7 @@ def read_history(workdir: epath.PathLike) -> RunHistory:
     Raises:
       UsageError: there are no records of training steps.
     """
-    workdir = epath.Path(workdir)
+    workdir = open_workdir(workdir)
     config, metrics = workdir / CONFIG_FILE, workdir / METRICS_FILE
     records = _read_records(metrics) if config.exists() and metrics.exists() else []
     train, test = (

@@ -28,6 +28,7 @@ from trainer.range_test import (
     ramp,
     window_of,
 )
+from trainer.storage import open_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def find_lr(
             "--lr_schedule=constant has one rate, and find_lr finds the two of a cycle; valid: "
             "--lr_schedule=triangular"
         )
-    workdir = epath.Path(workdir)
+    workdir = open_workdir(workdir)
     check_writable(workdir)
     with tempfile.TemporaryDirectory() as empty:
         job = prepare(_without_cycles(config), empty)

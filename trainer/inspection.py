@@ -20,6 +20,7 @@ from trainer.records import mean_metrics
 from trainer.recovery import read_newest_meta, restore_newest
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
+from trainer.storage import open_workdir
 
 _SHOWN = (
     "learning_rate",
@@ -106,6 +107,7 @@ def restore_model(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Mod
       UsageError: there is no checkpoint.
       RunError: no checkpoint is good.
     """
+    workdir = open_workdir(workdir)
     newest = read_newest_meta(workdir)
     if newest is None:
         raise UsageError(

@@ -21,6 +21,7 @@ from trainer.preview import advice, draw, mid_cycle_warning
 from trainer.recovery import read_newest_meta
 from trainer.reductions import AUTO, TREE, choose_reduction
 from trainer.schedules import CONSTANT, create_momentum_schedule, create_schedule
+from trainer.storage import is_remote, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def prepare(
       UsageError: something does not fit; the message says what would.
       RunError: the run in the workdir has checkpoints, but none can be used.
     """
-    workdir = epath.Path(workdir)
+    workdir = open_workdir(workdir)
     check_writable(workdir)
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
@@ -189,6 +190,8 @@ def check_writable(workdir: epath.Path) -> None:
     Raises:
       UsageError: it is no folder, or may not be written.
     """
+    if is_remote(workdir):
+        return  # Only writing there tells: the lock does, first of all.
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         reason = f"{existing} is not a folder"

@@ -32,6 +32,7 @@ from trainer.recovery import restore_newest
 from trainer.signals import StopRequest, StopVote
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, place_examples
+from trainer.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def train(
     started = time.monotonic()
     job = prepare(config, workdir, allow_config_change)
     plan = job.plan
-    with _claim(job), StopRequest() as stop:
+    with _claim(job) as lock, StopRequest() as stop:
         stopping_now = StopVote(stop, job.mesh)
         restored = _restore(job)
         first_step = restored.step if restored else 0
@@ -84,7 +85,7 @@ def train(
         with (
             _open_checkpointer(job) as checkpointer,
             _open_records(job, first_step) as records,
-            Profiler(job.workdir, first_step, _profiles(job)) as profiler,
+            Profiler(records.folder, first_step, _profiles(job)) as profiler,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)
             for step in range(first_step, plan.num_steps):
@@ -101,6 +102,8 @@ def train(
                 if _due(done, job.config.check_replicas_every_steps):
                     programs.check_replicas(state)
                 if last or stopping or done % job.config.checkpoint_every_steps == 0:
+                    if lock:
+                        lock.confirm()
                     # First the records, then the checkpoint: what it includes, they include.
                     records.flush()
                     programs.check_replicas(state)
@@ -194,16 +197,16 @@ def _say_stopped(job: Job, stop: StopRequest, step: int) -> str:
 
 
 @contextlib.contextmanager
-def _claim(job: Job) -> Iterator[None]:
+def _claim(job: Job) -> Iterator[WorkdirLock | None]:
     """Make the workdir and lock it, in the first process; see that all processes share it."""
     if processes.is_first():
         _make_workdir(job)
-        with WorkdirLock(job.workdir):
+        with WorkdirLock(job.workdir) as lock:
             _check_shared(job)
-            yield
+            yield lock
     else:
         _check_shared(job)
-        yield
+        yield None
 
 
 def _make_workdir(job: Job) -> None:
@@ -246,9 +249,8 @@ def _appears(path: epath.Path) -> bool:
 
 def _write_config(job: Job) -> None:
     """Write the resolved configuration, whole or not at all."""
-    new = job.workdir / f"{CONFIG_FILE}.new"
-    new.write_text(json.dumps(dataclasses.asdict(job.config), indent=2) + "\n")
-    new.replace(job.workdir / CONFIG_FILE)
+    text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
+    write_whole(job.workdir / CONFIG_FILE, text.encode())
 
 
 @dataclasses.dataclass(frozen=True)

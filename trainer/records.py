@@ -17,6 +17,7 @@ from trainer.files import METRICS_FILE
 from trainer.positions import position_at
 from trainer.progress import Progress, test_values
 from trainer.steps import Metrics
+from trainer.storage import LocalFiles, remedy, write_whole
 from trainer.tensorboard import TensorBoard
 
 TENSORBOARD_DIR = "tensorboard"
@@ -30,6 +31,11 @@ class Records:
     """Takes the metrics of every step as they are on the devices, and writes them down in order.
 
     Nothing here waits for a step that was just dispatched.
+
+    Attributes:
+      folder: where a run's files grow: the workdir, or a local folder that `flush` copies to it.
+      last_test: the last evaluation that was written down, or None.
+      last_learning_rate: that of the last step that was written down.
     """
 
     def __init__(self, workdir: epath.Path, config: TrainConfig, plan: Plan, first_step: int):
@@ -41,13 +47,18 @@ class Records:
           plan: its durations in steps.
           first_step: the step that the first update will read.
         """
-        self._path = workdir / METRICS_FILE
+        self._files = LocalFiles(workdir)
+        self.folder = self._files.folder
+        self._path = self.folder / METRICS_FILE
         with self._surfacing():
+            self._files.fetch(METRICS_FILE)
             _rewind(self._path, first_step)
             self._file = self._path.open("a")
             self._board: TensorBoard | None = None
             if config.tensorboard:
-                self._board = TensorBoard(workdir / TENSORBOARD_DIR, self._path, plan.num_steps)
+                self._files.fetch(TENSORBOARD_DIR)
+                board = self.folder / TENSORBOARD_DIR
+                self._board = TensorBoard(board, self._path, plan.num_steps)
         self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
         self._config, self._plan = config, plan
         self._progress = Progress(config, plan, first_step)
@@ -65,6 +76,7 @@ class Records:
         with contextlib.suppress(OSError):
             if self._board:
                 self._board.close()
+        self._files.close()
         self._progress.close()
 
     def train(self, step: int, metrics: Metrics) -> None:
@@ -85,6 +97,7 @@ class Records:
             os.fsync(self._file.fileno())
             if self._board:
                 self._board.flush()
+        self._files.publish()
 
     def summary(self) -> str:
         """Return what this process did, and the last test, in words."""
@@ -126,8 +139,8 @@ class Records:
             yield
         except OSError as error:
             raise RunError(
-                f"{self._path} could not be written: {error.strerror}; free space or mend the "
-                "disk and run the same command: older checkpoints are intact"
+                f"{self._path} could not be written: {error.strerror}; {remedy(self._path)} and "
+                "run the same command: older checkpoints are intact"
             ) from error
 
     def _check_finite(self, record: dict[str, Any]) -> None:
@@ -148,6 +161,7 @@ class NoRecords(Records):
 
     def __init__(self) -> None:
         """Open nothing."""
+        self.folder = epath.Path()
         self.last_test = None
         self.last_learning_rate = float("nan")
 
@@ -193,9 +207,5 @@ def _rewind(path: epath.Path, first_step: int) -> None:
         last = first_step if record["split"] == "test" else first_step - 1
         if line.endswith("\n") and record["step"] <= last:
             kept.append(line)
-    if "".join(kept) == text:
-        return
-    # Written beside and renamed: a crash here leaves the one file or the other, whole.
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(kept))
-    new.replace(path)
+    if "".join(kept) != text:
+        write_whole(path, "".join(kept).encode())
