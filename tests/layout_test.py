@@ -103,7 +103,8 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("PIL") == {"images", "ink"}
     assert imports_of("tensorboardX") == {"tensorboard"}
     assert imports_of("matplotlib") == {"figures"}
-    assert imports_of("google") == {"storage", "lease"}
+    assert imports_of("google.cloud") == {"storage"}
+    assert imports_of("google.api_core") == {"storage", "lease"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:
