@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "trainer"
 LAYERS = [
     {"errors"},
     {"config", "schedules", "models", "optimizers", "batches", "devices", "digests"},
-    {"lock", "signals"},
+    {"lock", "processes", "signals"},
     {"config_changes", "datasets", "state", "reductions"},
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},

@@ -24,7 +24,10 @@ def checkpoints_dir(workdir: epath.PathLike) -> epath.Path:
 
 
 class Checkpointer:
-    """Saves states in the background.
+    """Saves states in the background, from one process.
+
+    The state is replicated, so one process has all of it. Orbax's own way, in which every process
+    writes a part, makes all of them wait for minutes when one of them cannot write.
 
     A checkpoint holds the state, and beside it a JSON object: the caller's `meta`, a digest of
     every leaf ("digests": name to hex) and one of the whole state ("digest").
@@ -40,12 +43,14 @@ class Checkpointer:
         _silence()
         self._directory = checkpoints_dir(workdir)
         self._saving = False
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep)
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            create=False,  # Orbax can make the folder with all processes only.
+            multiprocessing_options=_this_process(),
         )
+        with self._surfacing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
         """Store the state under `step` in the background.
@@ -66,7 +71,7 @@ class Checkpointer:
         digests = leaf_digests(host_state)
         content = meta | {"digests": digests, "digest": json_digest(digests)}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(host_state),
             meta=ocp.args.JsonSave({"content": content, "sha256": json_digest(content)}),
         )
         with self._surfacing():
@@ -119,6 +124,25 @@ class Checkpointer:
                 f"a checkpoint could not be written to {self._directory}: {reason}; free space or "
                 "mend the disk and run the same command: older checkpoints are intact"
             ) from error
+
+
+class NoCheckpointer(Checkpointer):
+    """The checkpointer of a process that writes nothing, because the first one does."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def poll(self) -> None:
+        """Have nothing to surface."""
+
+    def wait(self) -> None:
+        """Have nothing to wait for."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Have nothing to let go of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +217,20 @@ def _read(path: epath.Path, args: ocp.args.Composite) -> Any:
         if not (path / item).is_dir():
             raise DamagedError(f"{item} is missing")
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(*items)) as reader:
+        alone = _this_process()
+        handler = ocp.CompositeCheckpointHandler(
+            *items, composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             return reader.restore(path, args=args)
     except Exception as error:
         raise DamagedError(f"{' and '.join(items)}: {_reason(error)}") from error
+
+
+def _this_process() -> ocp.options.MultiprocessingOptions:
+    """Return options with which Orbax waits for no other process."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def _silence() -> None:

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
       argv: program name and arguments, sys.argv if None.
     """
     status = run(sys.argv if argv is None else argv)
-    if status == EXIT_FAILED:
-        # Threads of a save that failed may wait for each other for minutes.
+    if status in (EXIT_USAGE, EXIT_FAILED):
+        # Threads of a save that failed, and jax among several processes, may wait for minutes.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -76,16 +76,36 @@ def run(argv: list[str]) -> int:
 
 def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     """Train, or resume, or say that the run is complete."""
-    _configure_devices(config)
+    from trainer import processes
+
+    cluster = processes.find_cluster(
+        config.coordinator_address, config.num_processes, config.process_id
+    )
+    _configure_devices(config, cluster.num_processes if cluster else 1)
     from trainer import job, loop
 
     allowed = values.allow_config_change
-    if values.dry_run:
-        plan = job.prepare(config, values.workdir, allowed)
-        print(job.describe(plan), file=sys.stderr)
-    else:
-        loop.train(config, values.workdir, allowed)
+    with processes.joined(cluster, _settings(config, values)):
+        if not processes.is_first():
+            logging.getLogger("trainer").setLevel(logging.WARNING)
+        if values.dry_run:
+            plan = job.prepare(config, values.workdir, allowed)
+            if processes.is_first():
+                print(job.describe(plan), file=sys.stderr)
+        else:
+            loop.train(config, values.workdir, allowed)
     return EXIT_DONE
+
+
+# What processes that train together may be given differently.
+_OWN = ("data_dir", "coordinator_address", "num_processes", "process_id")
+
+
+def _settings(config: TrainConfig, values: flags.FlagValues) -> dict[str, Any]:
+    """Return what processes that train together must be given alike."""
+    return {name: values[name].value for name in ("workdir", "dry_run", "allow_config_change")} | {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in _OWN
+    }
 
 
 def _evaluate(config: TrainConfig, values: flags.FlagValues) -> int:
@@ -131,11 +151,11 @@ _COMMANDS: dict[str, Callable[[TrainConfig, flags.FlagValues], int]] = {
 }
 
 
-def _configure_devices(config: TrainConfig) -> None:
+def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
     """Set up jax before anything touches a device."""
     from trainer import devices
 
-    devices.configure(config.platform, config.num_cpu_devices, config.batch_size)
+    devices.configure(config.platform, config.num_cpu_devices, config.batch_size, num_processes)
 
 
 def _config_names() -> list[str]:

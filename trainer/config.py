@@ -165,6 +165,19 @@ class TrainConfig:
         minimum=1,
     )
 
+    coordinator_address: str = _option(
+        "",
+        "Processes",
+        "host:port of process 0; needed only where neither Slurm, Open MPI nor a TPU pod tells",
+        trajectory=False,
+    )
+    num_processes: int | None = _option(
+        None, "Processes", "processes that train together", minimum=1, trajectory=False
+    )
+    process_id: int | None = _option(
+        None, "Processes", "number of this process, from 0", minimum=0, trajectory=False
+    )
+
     def __post_init__(self) -> None:
         """Check every field on its own, then those that belong together."""
         for field in dataclasses.fields(self):

@@ -18,15 +18,16 @@ _MOST_CPU_DEVICES = 8
 logger = logging.getLogger(__name__)
 
 
-def configure(platform: str, num_cpu_devices: int, batch_size: int) -> None:
+def configure(platform: str, num_cpu_devices: int, batch_size: int, num_processes: int = 1) -> None:
     """Choose the platform and make the virtual CPU devices; before jax touches any device.
 
     Args:
       platform: "auto", "cpu", "gpu" or "tpu".
       num_cpu_devices: virtual CPU devices to make, or 0 to choose by the cores.
       batch_size: global batch size; a number that is chosen divides it.
+      num_processes: that train together; they share the cores as if all were on this host.
     """
-    num_cpu_devices = num_cpu_devices or _choose_num_cpu_devices(batch_size)
+    num_cpu_devices = num_cpu_devices or _choose_num_cpu_devices(batch_size, num_processes)
     # XLA:CPU runs all virtual devices on one thread pool as large as the machine. A collective
     # whose devices do not all find a thread waits for ever; 4 threads a device cured it in every
     # run tried. The variable is read once, when the backend starts.
@@ -37,13 +38,16 @@ def configure(platform: str, num_cpu_devices: int, batch_size: int) -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def _choose_num_cpu_devices(batch_size: int) -> int:
+def _choose_num_cpu_devices(batch_size: int, num_processes: int) -> int:
     """Return the largest power of two that the cores have room for and that divides the batch."""
     num_devices = 1
     # What this process may use, where the system tells (not on macOS): Slurm gives a part.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = min(cores or 1, _MOST_CPU_DEVICES)
-    while num_devices * 2 <= limit and batch_size % (num_devices * 2) == 0:
+    while (
+        num_processes * num_devices * 2 <= limit
+        and batch_size % (num_processes * num_devices * 2) == 0
+    ):
         num_devices *= 2
     return num_devices
 
@@ -56,7 +60,8 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
       num_devices: use the first n devices, or 0 for all.
 
     Raises:
-      UsageError: another platform than asked, or fewer devices than asked.
+      UsageError: another platform than asked, fewer devices than asked, or devices that leave
+        a process without any.
     """
     found = jax.default_backend()
     if platform not in ("auto", found):
@@ -70,6 +75,11 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
             f"--num_devices={num_devices}: there are {len(devices)} ({found}); valid: 1 to "
             f"{len(devices)}, or 0 for all"
             + ("; --num_cpu_devices=N makes more" if found == "cpu" else "")
+        )
+    if jax.process_count() > 1 and num_devices not in (0, len(devices)):
+        raise UsageError(
+            f"--num_devices={num_devices} of the {len(devices)} that {jax.process_count()} "
+            "processes have; valid: 0 for all, or fewer processes"
         )
     devices = devices[: num_devices or len(devices)]
     return Mesh(np.array(devices), (DATA_AXIS,))
@@ -100,8 +110,18 @@ def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * axis, DATA_AXIS))
 
 
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Put an array, of which every process has the whole, on the devices.
+
+    jax.device_put would do the same, and let the processes compare all of it over the network.
+    """
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def describe(mesh: Mesh) -> str:
-    """Return the devices in words, such as "2 devices (cpu)"."""
+    """Return the devices in words, such as "4 devices (cpu) of 2 processes"."""
     device = mesh.devices.flat[0]
     kind = "" if device.device_kind == device.platform else f" {device.device_kind}"
-    return f"{mesh.size} device{'s' * (mesh.size > 1)} ({device.platform}{kind})"
+    count = jax.process_count()
+    owners = f" of {count} processes" if count > 1 else ""
+    return f"{mesh.size} device{'s' * (mesh.size > 1)} ({device.platform}{kind}){owners}"

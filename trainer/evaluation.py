@@ -3,12 +3,11 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import optax
 from jax.sharding import Mesh
 
 from trainer.batches import evaluation_batches
-from trainer.devices import replicated, sharded
+from trainer.devices import place, replicated, sharded
 from trainer.steps import Examples, Metrics, create_eval_step, zero_sums
 
 # Examples a device takes at once: small enough for the caches of a CPU core.
@@ -32,8 +31,8 @@ def create_evaluate(
     """
     num_examples = examples.labels.shape[0]
     rows = evaluation_batches(num_examples, _EXAMPLES_PER_DEVICE * mesh.size)
-    batches = [jax.device_put(row, sharded(mesh)) for row in rows]
-    zeros = jax.device_put(zero_sums(), replicated(mesh))
+    batches = [place(row, sharded(mesh)) for row in rows]
+    zeros = zero_sums(replicated(mesh))
     eval_step = create_eval_step(model, mesh).lower(params, examples, batches[0], zeros).compile()
 
     def evaluate(params: optax.Params, examples: Examples) -> Metrics:

@@ -10,7 +10,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from trainer import devices
+from trainer import devices, processes
 from trainer.config import Plan, TrainConfig
 from trainer.config_changes import check_config_change
 from trainer.datasets import DatasetSource, open_dataset
@@ -70,9 +70,10 @@ def prepare(
     _check_writable(workdir)
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
-    source = open_dataset(config.dataset, config.data_dir)
+    with processes.first_process_first():
+        source = open_dataset(config.dataset, config.data_dir)
     plan = config.plan(source.num_train)
-    newest = read_newest_meta(workdir)
+    newest = processes.share(read_newest_meta(workdir) if processes.is_first() else None)
     reduction = config.reduction
     if reduction == AUTO and newest is not None:
         # Not what suits these devices: the bits of a tree are a promise to the whole run.

@@ -1,11 +1,13 @@
 """The training job: a configuration and a workdir in, checkpoints and records out."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
+import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -13,8 +15,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from trainer import devices
-from trainer.checkpoints import Checkpointer, Restored
+from trainer import devices, processes
+from trainer.checkpoints import Checkpointer, NoCheckpointer, Restored
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.digests import float_bits
@@ -22,16 +24,19 @@ from trainer.errors import RunError, Stopped, UsageError
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
 from trainer.programs import Programs, compile_programs
-from trainer.records import Records
+from trainer.records import NoRecords, Records
 from trainer.recovery import restore_newest
 from trainer.schedules import position_at
-from trainer.signals import StopRequest
+from trainer.signals import StopRequest, StopVote
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, place_examples
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+
+# How long a file that another host made may take to appear on this one: caches of NFS.
+_SHARED_SECONDS = 10.0
 
 _RECORDED_PACKAGES = ("cyclic-trainer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
@@ -40,6 +45,8 @@ def train(
     config: TrainConfig, workdir: epath.PathLike, allow_config_change: Collection[str] = ()
 ) -> dict[str, Any] | None:
     """Train, or go on from the newest good checkpoint, or say that the run is complete.
+
+    With several processes (`processes.joined`) all of them call it; the first one writes.
 
     Args:
       config: the hyperparameters.
@@ -60,8 +67,8 @@ def train(
     started = time.monotonic()
     job = prepare(config, workdir, allow_config_change)
     plan = job.plan
-    _make_workdir(job)
-    with WorkdirLock(job.workdir), StopRequest() as stop:
+    with _claim(job), StopRequest() as stop:
+        stopping_now = StopVote(stop, job.mesh)
         restored = _restore(job)
         first_step = restored.step if restored else 0
         if first_step >= plan.num_steps:
@@ -72,10 +79,7 @@ def train(
         if restored:
             _say_resuming(job, first_step)
         programs, data, state = start(job, restored)
-        with (
-            Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
-            Records(job.workdir, job.config, plan, first_step) as records,
-        ):
+        with _open_checkpointer(job) as checkpointer, _open_records(job, first_step) as records:
             logger.info("first step after %.1f s", time.monotonic() - started)
             for step in range(first_step, plan.num_steps):
                 if step == first_step or step % plan.steps_per_epoch == 0:
@@ -83,7 +87,7 @@ def train(
                 state, metrics = programs.train_step(state, data.train, batches)
                 records.train(step, metrics)
                 checkpointer.poll()
-                done, stopping = step + 1, bool(stop)
+                done, stopping = step + 1, stopping_now(step)
                 last = done == plan.num_steps
                 if last or done % plan.eval_every_steps == 0:
                     records.test(done, programs.evaluate(state.params, data.test))
@@ -101,6 +105,20 @@ def train(
             logger.info("%s", records.summary())
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test
+
+
+def _open_checkpointer(job: Job) -> Checkpointer:
+    """Return the checkpointer, which writes in the first process only."""
+    if processes.is_first():
+        return Checkpointer(job.workdir, job.config.keep_checkpoints)
+    return NoCheckpointer()
+
+
+def _open_records(job: Job, first_step: int) -> Records:
+    """Return the records, which are written in the first process only."""
+    if processes.is_first():
+        return Records(job.workdir, job.config, job.plan, first_step)
+    return NoRecords()
 
 
 def _due(done: int, every_steps: int | None) -> bool:
@@ -145,10 +163,24 @@ def _say_complete(job: Job, step: int) -> None:
 
 def _say_stopped(job: Job, stop: StopRequest, step: int) -> str:
     """Return the line of a run that stops early."""
+    reason = stop.signal_name or "a signal to another process"
     return (
-        f"stopped by {stop.signal_name} at step {step} of {job.plan.num_steps}, checkpoint saved; "
+        f"stopped by {reason} at step {step} of {job.plan.num_steps}, checkpoint saved; "
         "the same command goes on from there"
     )
+
+
+@contextlib.contextmanager
+def _claim(job: Job) -> Iterator[None]:
+    """Make the workdir and lock it, in the first process; see that all processes share it."""
+    if processes.is_first():
+        _make_workdir(job)
+        with WorkdirLock(job.workdir):
+            _check_shared(job)
+            yield
+    else:
+        _check_shared(job)
+        yield
 
 
 def _make_workdir(job: Job) -> None:
@@ -162,8 +194,37 @@ def _make_workdir(job: Job) -> None:
         ) from error
 
 
+def _check_shared(job: Job) -> None:
+    """Refuse a workdir in which a process does not find what the first one writes."""
+    if jax.process_count() == 1:
+        return
+    path = job.workdir / f"shared-{processes.share(secrets.token_hex(8))}"
+    if processes.is_first():
+        path.touch()
+    processes.share(None)  # Now it is there.
+    blind = [i for i, found in enumerate(processes.gather(_appears(path))) if not found]
+    if processes.is_first():
+        path.unlink()
+    if blind:
+        raise UsageError(
+            f"--workdir={job.workdir} is not the same folder everywhere: what process 0 writes, "
+            f"process {', '.join(map(str, blind))} cannot see; valid: a folder of a file system "
+            "that all hosts share, or gs://bucket/path"
+        )
+
+
+def _appears(path: epath.Path) -> bool:
+    """Return whether a file exists, or comes to exist soon."""
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (found := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
 def _write_config(job: Job) -> None:
     """Write the resolved configuration, whole or not at all."""
+    if not processes.is_first():
+        return
     new = job.workdir / f"{CONFIG_FILE}.new"
     new.write_text(json.dumps(dataclasses.asdict(job.config), indent=2) + "\n")
     new.replace(job.workdir / CONFIG_FILE)

@@ -134,6 +134,31 @@ class Records:
             )
 
 
+class NoRecords(Records):
+    """The records of a process that writes nothing, because the first one does."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+        self.last_test = None
+        self.last_learning_rate = float("nan")
+
+    def train(self, step: int, metrics: Metrics) -> None:
+        """Leave it to the first process."""
+
+    def test(self, step: int, sums: Metrics) -> None:
+        """Leave it to the first process."""
+
+    def flush(self) -> None:
+        """Have nothing to write."""
+
+    def summary(self) -> str:
+        """Have nothing to say."""
+        return ""
+
+    def __exit__(self, *exception: object) -> None:
+        """Have nothing to close."""
+
+
 def mean_metrics(sums: Metrics) -> dict[str, Any]:
     """Return loss and accuracy (a fraction) over the examples that an evaluation counted."""
     examples = int(sums["examples"])

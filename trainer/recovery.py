@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from trainer import processes
 from trainer.checkpoints import DamagedError, Restored, checkpoints_dir, read_meta, restore
 from trainer.errors import RunError
 from trainer.state import TrainState
@@ -53,27 +54,33 @@ def restore_newest(
 ) -> Restored | None:
     """Return the newest checkpoint that agrees with its digests, or None where there is none.
 
+    All processes of a run call it, and take the same checkpoint: one that all of them can read.
+
     Args:
       workdir: of a run.
       abstract_state: shapes, dtypes and shardings of the state; any number of devices.
-      set_aside: move what is damaged, unfinished or foreign into `checkpoints/damaged`, so that
-        the run can save these steps again. Nothing is moved while no good checkpoint is found.
+      set_aside: let the first process move what is damaged, unfinished or foreign into
+        `checkpoints/damaged`, so that the run can save these steps again. Nothing is moved while
+        no good checkpoint is found.
 
     Raises:
       RunError: there are checkpoints, but none is good; or they have other leaves than the state.
     """
     folder = checkpoints_dir(workdir)
-    steps = stored_steps(workdir)
+    steps = processes.share(stored_steps(workdir))
     bad: dict[str, str] = {}
     good: Restored | None = None
     for step in steps:
-        try:
-            good = restore(folder / str(step), step, abstract_state)
+        restored, problem = _try(folder / str(step), step, abstract_state)
+        problem = next(filter(None, processes.gather(problem)), None)
+        if problem is None:
+            good = restored
             break
-        except DamagedError as error:
-            bad[str(step)] = f"checkpoint {step} is damaged ({error})"
+        bad[str(step)] = f"checkpoint {step} is damaged ({problem})"
     if steps and good is None:
         raise _none_is_good(workdir, [f"  {reason}" for reason in bad.values()])
+    if not processes.is_first():
+        return good
     for reason in bad.values():
         logger.warning("%s", reason)
     if good is not None and bad:
@@ -83,6 +90,16 @@ def restore_newest(
         for name in [*bad, *_unfinished_or_foreign(folder)]:
             _set_aside(folder / name, damaged_dir(workdir))
     return good
+
+
+def _try(
+    path: epath.Path, step: int, abstract_state: TrainState
+) -> tuple[Restored | None, str | None]:
+    """Return the checkpoint, or what is wrong with it."""
+    try:
+        return restore(path, step, abstract_state), None
+    except DamagedError as error:
+        return None, str(error)
 
 
 def _is_step(name: str) -> bool:

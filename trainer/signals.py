@@ -6,6 +6,17 @@ import threading
 from types import FrameType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from trainer.devices import replicated, sharded
+
+# Processes compare their flags every so many steps, and use the answer as many steps later, when
+# the devices have long had time to add them up: nothing waits.
+_STEPS_PER_VOTE = 8
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -45,3 +56,29 @@ class StopRequest:
             # The user is impatient: no clean-up that could wait for anything.
             os._exit(128 + number)
         self.signal_name = signal.Signals(number).name
+
+
+class StopVote:
+    """Stops all processes at the same step when a signal came to any of them.
+
+    The flags are added by the devices, in the order of the steps, so all processes read the same
+    sum at the same step. A single process needs no vote and obeys at once.
+    """
+
+    def __init__(self, stop: StopRequest, mesh: Mesh):
+        """Take the flag of this process and the devices of all."""
+        self._stop = stop
+        self._sharding = sharded(mesh)
+        self._add = jax.jit(jnp.sum, out_shardings=replicated(mesh))
+        self._votes: jax.Array | None = None
+
+    def __call__(self, step: int) -> bool:
+        """Return whether to stop now; to be asked at every step, by all processes."""
+        if jax.process_count() == 1:
+            return bool(self._stop)
+        if step % _STEPS_PER_VOTE:
+            return False
+        stopping = self._votes is not None and int(self._votes) > 0
+        flags = np.full(jax.local_device_count(), bool(self._stop), np.int32)
+        self._votes = self._add(jax.make_array_from_process_local_data(self._sharding, flags))
+        return stopping

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trainer.devices import DATA_AXIS
+from trainer.devices import DATA_AXIS, place
 from trainer.models import scale_pixels
 from trainer.reductions import ALL_REDUCE, TREE, all_reduce_mean, tree_mean
 from trainer.state import TrainState
@@ -43,8 +43,8 @@ def place_examples(
     images: np.ndarray, labels: np.ndarray, mean: float, std: float, sharding: NamedSharding
 ) -> Examples:
     """Put a split on the devices; see `Examples` for the arguments."""
-    arrays = (images, labels, np.float32(mean), np.float32(std))
-    return Examples(*jax.device_put(arrays, sharding))
+    arrays = (images, labels, np.array(mean, np.float32), np.array(std, np.float32))
+    return Examples(*(place(array, sharding) for array in arrays))
 
 
 def abstract_examples(
@@ -205,7 +205,7 @@ def create_eval_step(model: nn.Module, mesh: Mesh) -> jax.stages.Wrapped:
     Returns:
       eval_step(params, examples, indices, sums) -> sums. `indices` is int32[B], cut over the
       devices; an index of -1 fills a batch up and counts nothing. The sums, replicated: "loss"
-      float32[], "correct" int32[], "examples" int32[]; start from `zero_sums()`.
+      float32[], "correct" int32[], "examples" int32[]; start from `zero_sums`.
     """
 
     def eval_step(
@@ -229,13 +229,10 @@ def create_eval_step(model: nn.Module, mesh: Mesh) -> jax.stages.Wrapped:
     )
 
 
-def zero_sums() -> Metrics:
+def zero_sums(sharding: NamedSharding) -> Metrics:
     """Return the sums of an evaluation before its first batch."""
-    return {
-        "loss": jnp.zeros((), jnp.float32),
-        "correct": jnp.zeros((), jnp.int32),
-        "examples": jnp.zeros((), jnp.int32),
-    }
+    dtypes = {"loss": np.float32, "correct": np.int32, "examples": np.int32}
+    return {name: place(np.zeros((), dtype), sharding) for name, dtype in dtypes.items()}
 
 
 def _take(examples: Examples, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
