@@ -25,7 +25,6 @@ EXIT_DONE, EXIT_USAGE, EXIT_STOPPED = 0, 1, 75  # The trainer's, see its --help.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_MOST_CPU_DEVICES = 8  # in all, like the trainer's own choice
 
 _EPILOG = """\
 examples:
@@ -80,8 +79,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cpu_devices",
         type=number,
-        help="on a CPU, virtual devices of each process; default: the cores shared out, "
-        f"at most {_MOST_CPU_DEVICES} devices in all",
+        help="on a CPU, virtual devices of each process; default: the trainer shares out the cores",
     )
     parser.add_argument(
         "--grace",
@@ -122,9 +120,10 @@ def _commands(arguments: argparse.Namespace) -> list[tuple[list[str], dict[str, 
     n, gpus = arguments.n, _gpus(arguments.gpus)
     trainer = [sys.executable, "-m", "trainer"]
     if not gpus:
-        devices = arguments.cpu_devices or _cpu_devices(n)
         # In front of the user's flags, so that those win.
-        trainer += ["--platform=cpu", f"--num_cpu_devices={devices}"]
+        trainer += ["--platform=cpu"]
+        if arguments.cpu_devices is not None:
+            trainer += [f"--num_cpu_devices={arguments.cpu_devices}"]
         return [(trainer + arguments.flags, {})] * n
     if len(gpus) % n:
         fitting = [str(count) for count in range(1, len(gpus) + 1) if len(gpus) % count == 0]
@@ -150,14 +149,6 @@ def _gpus(given: str) -> list[str]:
         return []
     gpus = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]
     return [str(i) for i in range(len(gpus))]
-
-
-def _cpu_devices(n: int) -> int:
-    """Return the largest power of two that each of n processes has cores for."""
-    # What this process may use, where the system tells (not on macOS).
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, min(cores or 1, _MOST_CPU_DEVICES) // n)
-    return 1 << (share.bit_length() - 1)
 
 
 class Launcher:
