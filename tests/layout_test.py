@@ -9,7 +9,16 @@ ROOT = Path(__file__).parent.parent / "trainer"
 
 LAYERS = [
     {"errors"},
-    {"config", "schedules", "models", "optimizers", "batches", "devices", "digests"},
+    {
+        "config",
+        "schedules",
+        "models",
+        "optimizers",
+        "batches",
+        "compilation_cache",
+        "devices",
+        "digests",
+    },
     {"lock", "processes", "signals"},
     {"config_changes", "datasets", "state", "reductions"},
     {"steps", "checkpoints", "replicas"},

@@ -153,8 +153,10 @@ _COMMANDS: dict[str, Callable[[TrainConfig, flags.FlagValues], int]] = {
 
 def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
     """Set up jax before anything touches a device."""
-    from trainer import devices
+    from trainer import compilation_cache, devices
 
+    if config.compilation_cache:
+        compilation_cache.enable()
     devices.configure(config.platform, config.num_cpu_devices, config.batch_size, num_processes)
 
 

@@ -165,6 +165,12 @@ class TrainConfig:
         minimum=1,
     )
 
+    compilation_cache: bool = _option(
+        True,
+        "Devices",
+        "keep compiled programs in the user's cache folder, so that the next run starts faster",
+        trajectory=False,
+    )
     coordinator_address: str = _option(
         "",
         "Processes",

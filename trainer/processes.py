@@ -164,7 +164,9 @@ class _Connection:
     def close(self) -> None:
         """Close the socket."""
         with contextlib.suppress(OSError):
-            self._socket.close()
+            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes a thread that reads from it.
+        self._reader.close()
+        self._socket.close()
 
 
 class _Link:
@@ -316,15 +318,22 @@ def _call_roll(cluster: Cluster, settings: dict[str, Any]) -> list[_Connection]:
             f"to process 0 at {cluster.coordinator_address} within {_ROLL_CALL_SECONDS:.0f} s; "
             "are they running, and can they reach this address and port?"
         )
-        _tell(told, str(problem), _STATUS_FAILED)
+        _dismiss(told, str(problem), _STATUS_FAILED)
         raise problem from None
     except UsageError as error:
-        _tell(told, str(error), _STATUS_USAGE)
+        _dismiss(told, str(error), _STATUS_USAGE)
         raise
     ordered = [present[process_id] for process_id in sorted(present)]
     for connection in ordered:
         connection.send({"welcome": True})
     return ordered
+
+
+def _dismiss(connections: Collection[_Connection], message: str, status: int) -> None:
+    """Tell a failure to processes that reported, and let go of them."""
+    _tell(connections, message, status)
+    for connection in connections:
+        connection.close()
 
 
 def _name(hello: dict[str, Any]) -> str:
@@ -396,6 +405,7 @@ def _report(cluster: Cluster, settings: dict[str, Any]) -> list[_Connection]:
         answer = connection.receive(timeout=_ROLL_CALL_SECONDS + _VERDICT_SECONDS)
         if answer is not None and "welcome" in answer:
             return [connection]
+        connection.close()
         if answer is not None and "failed" in answer:
             usage = answer["status"] == _STATUS_USAGE
             raise (UsageError if usage else RunError)(answer["failed"])
