@@ -1,6 +1,8 @@
 """Launchers, with real processes and real signals; the trainer is mostly a small stand-in."""
 
+import itertools
 import os
+import random
 import re
 import signal
 import subprocess
@@ -11,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from trainer import inspection
 
 ROOT = Path(__file__).parent.parent
 LOCAL = ROOT / "launch" / "local.py"
@@ -336,3 +340,85 @@ def test_nobody_reads_the_lines(tmp_path: Path, local) -> None:
         process.stdout.close()
         assert process.wait(timeout=60) == 0
     assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}
+
+
+QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7", "--num_steps=300")
+
+
+@pytest.fixture
+def real(tmp_path: Path, data_dir: Path):
+    """Start launch/local.py with the real trainer."""
+    processes = []
+
+    def start(*arguments: str, workdir: str = "run") -> Started:
+        folder = tmp_path / f"output-{workdir}"
+        folder.mkdir()
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, str(LOCAL), "-n", "2", "--gpus=none", *arguments, "--"),
+                    *(*QUICK, f"--data_dir={data_dir}", f"--workdir={tmp_path / workdir}"),
+                    *("--checkpoint_every_steps=5", "--keep_checkpoints=2"),
+                ],
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=out,
+                stderr=err,
+            )
+        processes.append(process)
+        return Started(folder, process)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, oldest first."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
+    return sorted(map(int, found.stdout.split()))
+
+
+def test_ctrl_c_stops_the_real_trainer(real, tmp_path: Path) -> None:
+    run = real("--max_restarts=3")
+    wait_until((tmp_path / "run" / "checkpoints" / "10").exists, run.err)
+    run.process.send_signal(signal.SIGINT)
+    status, _, err = run.end()
+    assert status == 75, err
+    assert "[0] stopped by SIGINT at step" in err
+    assert "restart" not in err
+
+
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(5, marks=pytest.mark.slow)], ids=lambda kills: f"{kills} kills"
+)
+def test_the_real_trainer_killed_at_random_moments(
+    real, trainer, tmp_path: Path, kills: int
+) -> None:
+    """Kill -9 of either process, while they start, restore, train and save."""
+    unbroken = trainer(*QUICK, "--workdir=unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+    rng, left = random.Random(kills), kills
+    for attempt in itertools.count():
+        workdir = f"run{attempt}"
+        run = real("--max_restarts=3", workdir=workdir)
+        restarts = 0
+        while left and restarts < 3:
+            time.sleep(rng.uniform(0.5, 8))
+            victims = children(run.process.pid)
+            if len(victims) < 2:  # Done already.
+                break
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            left, restarts = left - 1, restarts + 1
+            run.wait_for("[launch] restart ", restarts)
+        status, _, err = run.end()
+        assert status == 0, err
+        assert err.count("was ended by SIGKILL") >= restarts
+        found, expected = (
+            (tmp_path / name / "metrics.jsonl").read_text() for name in (workdir, "unbroken")
+        )
+        assert found == expected
+        digests = [inspection.inspect(tmp_path / name)["digest"] for name in (workdir, "unbroken")]
+        assert digests[0] == digests[1]
+        if not left:
+            break
