@@ -243,30 +243,41 @@ class Launcher:
 
     async def _wait(self) -> int:
         """Wait until all processes have left; once one has failed, the others must leave soon."""
-        pending = {asyncio.create_task(p.wait()): i for i, p in enumerate(self._processes)}
+        ended: asyncio.Queue[tuple[int, int]] = asyncio.Queue()  # In the order in which they end.
+        watchers = [
+            asyncio.create_task(_watch(i, process, ended))
+            for i, process in enumerate(self._processes)
+        ]
         waiting: float | None = None
-        ending = [signal.SIGKILL, signal.SIGTERM]
-        first_failure: int | None = None
-        stopped = False
-        while pending:
-            done, _ = await asyncio.wait(
-                pending, timeout=waiting, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                i, status = pending.pop(task), _shell_status(task.result())
-                stopped = stopped or status == EXIT_STOPPED
-                if status not in (EXIT_DONE, EXIT_STOPPED):
-                    _say(f"process {i} {_describe(task.result())}")
-                    first_failure = status if first_failure is None else first_failure
-                    waiting = self._grace
-            if not done and ending:
-                number = ending.pop()
-                for i in pending.values():
-                    _say(f"process {i} does not leave: {number.name}")
-                    _send(self._processes[i], number)
-        if first_failure is not None:
-            return first_failure
-        return EXIT_STOPPED if stopped else EXIT_DONE
+        means = [signal.SIGKILL, signal.SIGTERM]
+        statuses: dict[int, int] = {}
+        while len(statuses) < len(watchers):
+            try:
+                i, returncode = await asyncio.wait_for(ended.get(), waiting)
+            except TimeoutError:
+                self._end(set(range(len(watchers))) - statuses.keys(), means)
+                continue
+            statuses[i] = returncode if returncode >= 0 else 128 - returncode
+            if statuses[i] not in (EXIT_DONE, EXIT_STOPPED):
+                _say(f"process {i} {_describe(returncode)} (status {statuses[i]})")
+                waiting = self._grace
+        failures = [s for s in statuses.values() if s not in (EXIT_DONE, EXIT_STOPPED)]
+        if failures:
+            return failures[0]
+        return EXIT_STOPPED if EXIT_STOPPED in statuses.values() else EXIT_DONE
+
+    def _end(self, remaining: set[int], means: list[signal.Signals]) -> None:
+        """Make processes leave that do not; with the last of the means, which is used up."""
+        if means:
+            number = means.pop()
+            for i in sorted(remaining):
+                _say(f"process {i} does not leave: {number.name}")
+                _send(self._processes[i], number)
+
+
+async def _watch(i: int, process: Process, ended: asyncio.Queue[tuple[int, int]]) -> None:
+    """Wait for the end of process i and put it into the queue, with its returncode."""
+    ended.put_nowait((i, await process.wait()))
 
 
 def _send(process: Process, number: signal.Signals) -> None:
@@ -293,16 +304,9 @@ def _write(out: BinaryIO, text: bytes) -> None:
         out.flush()
 
 
-def _shell_status(returncode: int) -> int:
-    """Return the status as a shell reports it: 128 + n for signal n."""
-    return returncode if returncode >= 0 else 128 - returncode
-
-
 def _describe(returncode: int) -> str:
     """Return how a process ended, in words."""
-    if returncode >= 0:
-        return f"failed with status {returncode}"
-    return f"was ended by {signal.Signals(-returncode).name} (status {_shell_status(returncode)})"
+    return "failed" if returncode >= 0 else f"was ended by {signal.Signals(-returncode).name}"
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -1,5 +1,6 @@
 """Launchers, with real processes and real signals; the trainer is mostly a small stand-in."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -233,8 +234,8 @@ def test_a_terminal_that_goes_away_stops_the_run(local) -> None:
 @pytest.mark.parametrize(
     ("failure", "status", "message"),
     [
-        ("sys.exit(2)", 2, "process 1 failed with status 2"),
-        ("sys.exit(1)", 1, "process 1 failed with status 1"),
+        ("sys.exit(2)", 2, "process 1 failed (status 2)"),
+        ("sys.exit(1)", 1, "process 1 failed (status 1)"),
         ("os.kill(os.getpid(), 9)", 137, "process 1 was ended by SIGKILL (status 137)"),
         ("os.abort()", 134, "process 1 was ended by SIGABRT (status 134)"),
     ],
@@ -255,7 +256,7 @@ def test_the_status_is_that_of_the_first_failure(
     found, _, err = run.end()
     assert found == status
     lines = [line for line in err.splitlines() if line.startswith("[launch]")]
-    assert lines == [f"[launch] {message}", "[launch] process 0 failed with status 3"]
+    assert lines == [f"[launch] {message}", "[launch] process 0 failed (status 3)"]
 
 
 def test_processes_that_do_not_leave_are_ended(local) -> None:
@@ -374,9 +375,14 @@ def real(tmp_path: Path, data_dir: Path):
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started, oldest first."""
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
-    return sorted(map(int, found.stdout.split()))
+    """The processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            # pid (name) state parent ...
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return sorted(found)
 
 
 def test_ctrl_c_stops_the_real_trainer(real, tmp_path: Path) -> None:
@@ -389,6 +395,7 @@ def test_ctrl_c_stops_the_real_trainer(real, tmp_path: Path) -> None:
     assert "restart" not in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
 @pytest.mark.parametrize(
     "kills", [2, pytest.param(5, marks=pytest.mark.slow)], ids=lambda kills: f"{kills} kills"
 )
