@@ -19,7 +19,7 @@ LAYERS = [
         "devices",
         "digests",
     },
-    {"lock", "processes", "signals"},
+    {"lock", "processes", "profiling", "signals"},
     {"config_changes", "datasets", "state", "reductions"},
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},

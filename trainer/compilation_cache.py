@@ -18,7 +18,7 @@ def enable() -> None:
     A folder that the user chose (JAX_COMPILATION_CACHE_DIR) stays. Where no folder can be written,
     nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     folder = cache_dir()
     with contextlib.suppress(OSError):

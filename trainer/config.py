@@ -132,6 +132,13 @@ class TrainConfig:
         trajectory=False,
     )
 
+    profile: bool = _option(
+        False,
+        "Records",
+        "trace 20 steps, after 20 others, into workdir/profile for Perfetto or TensorBoard",
+        trajectory=False,
+    )
+
     platform: str = _option(
         "auto",
         "Devices",

@@ -23,6 +23,7 @@ from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
+from trainer.profiling import Profiler
 from trainer.programs import Programs, compile_programs
 from trainer.records import NoRecords, Records
 from trainer.recovery import restore_newest
@@ -79,11 +80,16 @@ def train(
         if restored:
             _say_resuming(job, first_step)
         programs, data, state = start(job, restored)
-        with _open_checkpointer(job) as checkpointer, _open_records(job, first_step) as records:
+        with (
+            _open_checkpointer(job) as checkpointer,
+            _open_records(job, first_step) as records,
+            Profiler(job.workdir, first_step, _profiles(job)) as profiler,
+        ):
             logger.info("first step after %.1f s", time.monotonic() - started)
             for step in range(first_step, plan.num_steps):
                 if step == first_step or step % plan.steps_per_epoch == 0:
                     batches = programs.epoch_batches(state.step)
+                profiler(step, state)
                 state, metrics = programs.train_step(state, data.train, batches)
                 records.train(step, metrics)
                 checkpointer.poll()
@@ -119,6 +125,11 @@ def _open_records(job: Job, first_step: int) -> Records:
     if processes.is_first():
         return Records(job.workdir, job.config, job.plan, first_step)
     return NoRecords()
+
+
+def _profiles(job: Job) -> bool:
+    """Return whether this process traces: one trace is enough."""
+    return job.config.profile and processes.is_first()
 
 
 def _due(done: int, every_steps: int | None) -> bool:
