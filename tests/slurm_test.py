@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 # linuxproc and task/none: no cgroups, so that it runs in a container. cred_expire is also how long
-# a job that was requeued waits.
+# a job that was requeued waits; Slurm then looks for it every sched_interval.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -58,6 +58,7 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1
 ReturnToService=2
 KillWait=30
 NodeName=localhost CPUs=2 State=UNKNOWN
