@@ -191,13 +191,14 @@ def test_two_tasks_find_each_other(job) -> None:
     assert "the tasks left with status 0" in run.output()
 
 
-NUM_STEPS = 600
+NUM_STEPS = 300
 
 
 @pytest.mark.parametrize("command", [("scontrol", "requeue"), ("scancel", "--signal=USR1")])
 def test_goes_on_after(job, command: tuple[str, ...]) -> None:
     """Requeued by Slurm, as a preemption does it; and by the script, as ahead of the time limit."""
-    run = job(f"--num_steps={NUM_STEPS}", "--checkpoint_every_steps=100000")
+    flags = ("--checkpoint_every_steps=100000", "--eval_every_steps=1000")
+    run = job(f"--num_steps={NUM_STEPS}", *flags)
     run.wait_for_step(30)
     run.run(*command, run.id)
     wait_for(lambda: "started again 1 times" in run.output(), run.folder)
