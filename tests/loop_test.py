@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from trainer import devices, inspection, job
+from trainer import devices, inspection, job, loop
 from trainer.checkpoints import restore
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
 from trainer.loop import train
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
-from trainer.schedules import create_triangular_schedule
+from trainer.schedules import create_momentum_schedule, create_triangular_schedule
 from trainer.state import TrainState, abstract_train_state, train_state_init
 
 
@@ -112,6 +112,55 @@ def test_a_complete_run_says_so_and_how_to_go_on(
     assert written(tmp_path) == before
 
 
+def test_a_run_of_an_older_version_goes_on(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint whose configuration has none of the later fields."""
+    real = loop.checkpoint_meta
+
+    def older(*arguments) -> dict:
+        meta = real(*arguments)
+        for name in (
+            "lr_gamma",
+            "cycle_up_fraction",
+            "momentum_min",
+            "momentum_max",
+            "num_cycles",
+        ):
+            del meta["config"][name]
+        return meta
+
+    train(dataclasses.replace(config, num_steps=12), tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "checkpoint_meta", older)
+        train(dataclasses.replace(config, num_steps=8), tmp_path / "broken")
+    assert inspection.inspect(tmp_path / "broken")["cycle_step"] == 1
+    train(dataclasses.replace(config, num_steps=12), tmp_path / "broken")
+    states = [stored_state(tmp_path / name, 12) for name in ("broken", "unbroken")]
+    assert_same_bits(*states)
+
+
+def test_cycled_momentum_is_recorded(config: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        config,
+        num_cycles=2,
+        num_epochs=1,
+        lr_schedule="triangular2",
+        momentum_min=0.8,
+        momentum_max=0.9,
+        optimizer="adamw",
+        cycle_up_fraction=0.3,
+    )
+    train(config, tmp_path)
+    lines = [line for line in metrics(tmp_path) if line["split"] == "train"]
+    assert list(lines[0]) == [
+        "split", "step", "epoch", "learning_rate", "momentum", "loss", "accuracy",
+    ]  # fmt: skip
+    momenta = create_momentum_schedule("triangular2", 0.8, 0.9, 7, 1.0, 0.3)
+    found = [np.float32(line["momentum"]) for line in lines]
+    np.testing.assert_array_equal(found, momenta(np.arange(14)))
+
+
 def written(workdir: Path) -> dict[Path, int]:
     """When each file but the lock was written."""
     paths = [path for path in workdir.rglob("*") if path.is_file() and path.name != "lock"]
@@ -193,3 +242,21 @@ def test_inspect_and_evaluate(config: TrainConfig, tmp_path: Path, standardize: 
 def test_no_checkpoint(tmp_path: Path, command) -> None:
     with pytest.raises(UsageError, match="there is no checkpoint in"):
         command(tmp_path)
+
+
+def test_where_a_run_was_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    for stop in (3, 7, 20):
+        train(dataclasses.replace(config, num_steps=stop, report=stop == 20), tmp_path)
+    assert json.loads((tmp_path / "resumes.json").read_text()) == [3, 7]
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_fails_does_not_fail_the_run(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "report.png").mkdir()  # No file can take its place.
+    config = dataclasses.replace(config, num_steps=2, report=True)
+    assert train(config, tmp_path)["step"] == 2
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.message.startswith("no picture of the run: ") for record in warnings] == [True]
+    assert "\n" not in warnings[0].message

@@ -13,7 +13,11 @@ from trainer.datasets import Dataset
 from trainer.evaluation import create_evaluate
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
-from trainer.schedules import create_triangular_schedule
+from trainer.schedules import (
+    create_momentum_schedule,
+    create_schedule,
+    create_triangular_schedule,
+)
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Metrics, create_train_step, place_examples
 
@@ -29,13 +33,18 @@ def run_steps(
     model_name: str = "mlp",
     num_steps: int = 1,
     tx: optax.GradientTransformation = SGD,
+    schedule: optax.Schedule = SCHEDULE,
+    reduction: str = "allreduce",
+    momentum_schedule: optax.Schedule | None = None,
 ) -> tuple[TrainState, list[Metrics]]:
     """Train on the first images, on some devices."""
     mesh = devices.create_mesh("cpu", num_devices)
     replicated = devices.replicated(mesh)
     model = create_model(model_name, 10)
     state = create_train_state(train_state_init(model, tx, 0, (28, 28, 1)), replicated)
-    train_step = create_train_step(model, tx, SCHEDULE, mesh)
+    train_step = create_train_step(
+        model, tx, schedule, mesh, reduction, momentum_schedule=momentum_schedule
+    )
     examples = place_examples(
         mnist.train_images[:NUM_TRAIN], mnist.train_labels[:NUM_TRAIN], 0.13, 0.31, replicated
     )
@@ -120,6 +129,61 @@ def test_the_counter_drives_the_rate(mnist: Dataset) -> None:
     assert int(state.step) == 12
     rates = [m["learning_rate"] for m in metrics]
     np.testing.assert_array_equal(rates, SCHEDULE(jnp.arange(12)))
+
+
+@pytest.mark.parametrize("reduction", ["allreduce", "tree"])
+@pytest.mark.parametrize("name", ["triangular2", "exp_range", "exp_range_boundaries"])
+def test_the_bits_of_the_schedules_in_the_step(mnist: Dataset, name: str, reduction: str) -> None:
+    """Compiled with the update that reads them, they are what they are alone."""
+    rates = create_schedule(name, 3e-3, 3e-2, 5, 0.97, 0.5)
+    momenta = create_momentum_schedule(name, 0.83, 0.94, 5, 0.97, 0.5)
+    tx = create_optimizer("sgd", None, True, 1e-4)
+    _, metrics = run_steps(
+        mnist,
+        2,
+        num_steps=24,
+        tx=tx,
+        schedule=rates,
+        reduction=reduction,
+        momentum_schedule=momenta,
+    )
+    steps = np.arange(24)
+    np.testing.assert_array_equal([m["learning_rate"] for m in metrics], rates(steps))
+    np.testing.assert_array_equal([m["momentum"] for m in metrics], momenta(steps))
+
+
+@pytest.mark.parametrize("reduction", ["allreduce", "tree"])
+def test_the_momentum_returned_is_the_momentum_applied(mnist: Dataset, reduction: str) -> None:
+    """The trace less the gradient, divided by the trace before, is the momentum."""
+    momenta = create_momentum_schedule("triangular", 0.5, 0.9, 6, 1.0, 0.5)
+    cycled = create_optimizer("sgd", None, False, 0.0)
+    still = create_optimizer("sgd", 0.0, False, 0.0)
+    given = {"reduction": reduction, "momentum_schedule": momenta, "tx": cycled}
+    before, _ = run_steps(mnist, 2, num_steps=3, **given)
+    after, metrics = run_steps(mnist, 2, num_steps=4, **given)
+    assert [float(m["momentum"]) for m in metrics] == [float(momenta(step)) for step in range(4)]
+    assert float(metrics[3]["momentum"]) == 0.5
+    assert "momentum" not in run_steps(mnist, 2, tx=still)[1][0]
+    trace_before, trace_after = (
+        np.asarray(s.trace["Dense_1"]["bias"], np.float64)
+        for state in (before, after)
+        for s in state.opt_state
+        if hasattr(s, "trace")
+    )
+    rate = float(metrics[3]["learning_rate"])
+    moved = [np.asarray(state.params["Dense_1"]["bias"], np.float64) for state in (before, after)]
+    np.testing.assert_allclose((moved[0] - moved[1]) / rate, trace_after, rtol=1e-3)
+    model = create_model("mlp", 10)
+    indices = np.asarray(epoch_batches(0, 0, NUM_TRAIN, BATCH_SIZE))[3]
+    inputs = (mnist.train_images[indices] / np.float32(255) - 0.13) / 0.31
+    labels = mnist.train_labels[indices]
+
+    def loss_fn(params: optax.Params) -> jax.Array:
+        log_p = jax.nn.log_softmax(model.apply({"params": params}, inputs))
+        return -jnp.mean(log_p[jnp.arange(len(labels)), labels])
+
+    grad = np.asarray(jax.grad(loss_fn)(jax.device_get(before.params))["Dense_1"]["bias"])
+    np.testing.assert_allclose((trace_after - grad) / trace_before, 0.5, rtol=1e-3)
 
 
 def test_state_is_replicated_and_donated(mnist: Dataset) -> None:

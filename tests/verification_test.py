@@ -1,5 +1,6 @@
 """verify_resume keeps quiet where all is well, and tells where it is not."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,15 @@ def config(data_dir: Path) -> TrainConfig:
 
 def test_stops_are_telling() -> None:
     plan = TrainConfig().plan(60000)
-    assert stops(plan, None) == {
+    assert stops(plan, 0.5, None) == {
         29: "in mid-cycle, rising",
         59: "at the peak",
         88: "in mid-cycle, falling",
         117: "at the lowest rate",
         468: "at the end of an epoch",
     }
-    assert list(stops(plan, 100)) == [29, 59, 88]
+    assert list(stops(plan, 0.5, 100)) == [29, 59, 88]
+    assert list(stops(plan, 0.25, 100)) == [14, 29, 73]
 
 
 def test_one_number_of_devices_is_exact(config: TrainConfig) -> None:
@@ -33,6 +35,21 @@ def test_one_number_of_devices_is_exact(config: TrainConfig) -> None:
     assert all(each.promised and each.difference is None for each in comparisons)
     assert [each.count for each in comparisons] == [9, 12, 12, 12, 12, 12]
     assert "changed nothing that is promised" in report(comparisons)
+
+
+def test_cycled_momentum_and_a_length_in_cycles(config: TrainConfig) -> None:
+    config = dataclasses.replace(
+        config,
+        num_steps=None,
+        num_cycles=2,
+        steps_per_cycle=3,
+        lr_schedule="exp_range",
+        momentum_min=0.8,
+        momentum_max=0.9,
+    )
+    comparisons = verify_resume(config, [2])
+    assert kept(comparisons)
+    assert {each.what: each.count for each in comparisons}["momentums, formula"] == 6
 
 
 def test_a_wrong_rate_after_a_resume_is_found(

@@ -16,11 +16,12 @@ from etils import epath
 from trainer.digests import json_digest, leaf_digests, leaf_name
 from trainer.errors import RunError
 from trainer.state import TrainState
+from trainer.storage import absolute, is_outage, is_remote, reason, remedy
 
 
 def checkpoints_dir(workdir: epath.PathLike) -> epath.Path:
     """Return where the checkpoints of a workdir lie, one folder a step."""
-    return epath.Path(workdir).absolute() / "checkpoints"
+    return absolute(workdir) / "checkpoints"
 
 
 class Checkpointer:
@@ -119,10 +120,9 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            reason = _reason(error)
             raise RunError(
-                f"a checkpoint could not be written to {self._directory}: {reason}; free space or "
-                "mend the disk and run the same command: older checkpoints are intact"
+                f"a checkpoint could not be written to {self._directory}: {_reason(error)}; "
+                f"{remedy(self._directory)} and run the same command: older checkpoints are intact"
             ) from error
 
 
@@ -174,7 +174,8 @@ def restore(path: epath.Path, step: int, abstract_state: TrainState) -> Restored
 
     Raises:
       DamagedError: something is not as it was saved.
-      RunError: the checkpoint is intact, but of other leaves than the state.
+      RunError: the checkpoint is intact, but of other leaves than the state; or its bucket does
+        not answer.
     """
     meta = read_meta(path)
     if meta["step"] != step:
@@ -197,6 +198,7 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
 
     Raises:
       DamagedError: it cannot be read or does not agree with its digest.
+      RunError: its bucket does not answer.
     """
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = _read(path, args).meta
@@ -224,6 +226,11 @@ def _read(path: epath.Path, args: ocp.args.Composite) -> Any:
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             return reader.restore(path, args=args)
     except Exception as error:
+        if is_remote(path) and is_outage(error):
+            raise RunError(
+                f"{path} could not be read: {_reason(error)}; {remedy(path)} and run the same "
+                "command: nothing was changed"
+            ) from error
         raise DamagedError(f"{' and '.join(items)}: {_reason(error)}") from error
 
 
@@ -269,9 +276,8 @@ def _check_finite(state: TrainState, step: int) -> None:
 
 def _reason(error: Exception) -> str:
     """Return what the system said, or the first line of an error's message, cut to a line."""
-    text = str(error).strip() or type(error).__name__
+    text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(number) in text:
             return os.strerror(number)
-    line = text.splitlines()[0]
-    return line if len(line) <= 160 else line[:157] + "..."
+    return reason(error)

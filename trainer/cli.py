@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import sys
 import textwrap
 import typing
@@ -16,11 +17,27 @@ from absl import flags
 from trainer.config import TrainConfig
 from trainer.errors import RunError, Stopped, UsageError
 
+if typing.TYPE_CHECKING:
+    from trainer.job import Job
+
 # The libraries behind the commands take seconds to import: each command imports what it uses, so
 # that --help and a mistyped flag answer at once.
 
 EXIT_DONE, EXIT_USAGE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 2, 75
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
+
+# Flags that are no hyperparameters of a run.
+_GENERAL_FLAGS = (
+    "workdir",
+    "dry_run",
+    "allow_config_change",
+    "devices",
+    "find_lr_min",
+    "find_lr_max",
+    "find_lr_steps",
+    "find_lr_ramp",
+    "output",
+)
 
 _DEFAULT_WORKDIR = "runs/mnist"
 
@@ -51,14 +68,14 @@ def run(argv: list[str]) -> int:
     """
     try:
         values = _define_flags()
-        command = _parse(values, argv)
+        command, *arguments = _parse(values, argv)
         if values.help:
             print(_help(values))
             return EXIT_DONE
         _log_to_stderr()
         given: dict[str, Any] = {name: values[name].value for name in _config_names()}
         config = TrainConfig(**given)
-        return _COMMANDS[command](config, values)
+        return _COMMANDS[command](config, values, *arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -68,6 +85,18 @@ def run(argv: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
+    except Exception as error:
+        from trainer import storage
+
+        if not (storage.is_remote(values.workdir) and storage.is_outage(error)):
+            raise
+        remedy = storage.remedy(values.workdir)
+        print(
+            f"error: --workdir={values.workdir} does not answer: {storage.reason(error)}; "
+            f"{remedy} and run the same command: older checkpoints are intact",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     except KeyboardInterrupt:
         # Before the loop there is nothing to save.
         print("interrupted", file=sys.stderr)
@@ -88,13 +117,26 @@ def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     with processes.joined(cluster, _settings(config, values)):
         if not processes.is_first():
             logging.getLogger("trainer").setLevel(logging.WARNING)
-        if values.dry_run:
-            plan = job.prepare(config, values.workdir, allowed)
-            if processes.is_first():
-                print(job.describe(plan), file=sys.stderr)
-        else:
+        if not values.dry_run:
             loop.train(config, values.workdir, allowed)
+            return EXIT_DONE
+        planned = job.prepare(config, values.workdir, allowed)
+        if processes.is_first():
+            _show_plan(planned)
     return EXIT_DONE
+
+
+def _show_plan(job: "Job") -> None:
+    """Print a run as it is planned, and draw it."""
+    from trainer import figures
+    from trainer.job import describe, describe_schedule_in_full
+
+    print(describe(job), file=sys.stderr)
+    width = shutil.get_terminal_size().columns
+    print(describe_schedule_in_full(job, width), file=sys.stderr)
+    lengths = job.plan.num_steps, job.plan.steps_per_epoch
+    picture = figures.draw_schedule(job.schedule, *lengths, job.workdir)
+    print(f"the learning rate as planned: {picture}", file=sys.stderr)
 
 
 # What processes that train together may be given differently.
@@ -126,6 +168,31 @@ def _inspect(config: TrainConfig, values: flags.FlagValues) -> int:
     return EXIT_DONE
 
 
+def _report(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Draw report.png again from the records; the run may be going on."""
+    from trainer import figures
+
+    print(figures.draw_report(values.workdir), file=sys.stderr)
+    return EXIT_DONE
+
+
+def _find_lr(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Suggest --lr_min, --lr_max and --steps_per_cycle from a learning-rate range test."""
+    _configure_devices(config)
+    from trainer import find_lr
+
+    suggestion = find_lr.find_lr(
+        config,
+        values.workdir,
+        values.find_lr_min,
+        values.find_lr_max,
+        values.find_lr_steps,
+        values.find_lr_ramp,
+    )
+    print(json.dumps(suggestion))
+    return EXIT_DONE
+
+
 def _verify_resume(config: TrainConfig, values: flags.FlagValues) -> int:
     """Prove on this machine that stopping and resuming changes nothing, bit for bit."""
     try:
@@ -143,12 +210,44 @@ def _verify_resume(config: TrainConfig, values: flags.FlagValues) -> int:
     return EXIT_DONE if verification.kept(comparisons) else EXIT_FAILED
 
 
-_COMMANDS: dict[str, Callable[[TrainConfig, flags.FlagValues], int]] = {
+def _predict(config: TrainConfig, values: flags.FlagValues, *files: str) -> int:
+    """Print the digit in each image file (predict IMG...), as one JSON object a line."""
+    if not files:
+        raise UsageError("predict: no files given; valid: python -m trainer predict IMG...")
+    _configure_devices(dataclasses.replace(config, num_cpu_devices=1))
+    from trainer import inference
+
+    status = EXIT_DONE
+    for answer in inference.Predictor(values.workdir, config.platform).predict(files):
+        if "error" in answer:
+            status = EXIT_USAGE
+            print(f"error: {answer['file']}: {answer['error']}", file=sys.stderr)
+        else:
+            print(json.dumps(answer), flush=True)
+    return status
+
+
+def _export(config: TrainConfig, values: flags.FlagValues) -> int:
+    """Write the newest checkpoint's network as one file that runs with jax alone (--output)."""
+    _configure_devices(dataclasses.replace(config, platform="cpu", num_cpu_devices=1))
+    from trainer import export
+
+    print(json.dumps(export.export(values.workdir, values.output)))
+    return EXIT_DONE
+
+
+# Each is given the configuration, all flags, and what stands after its name.
+_COMMANDS: dict[str, Callable[..., int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "inspect": _inspect,
+    "report": _report,
+    "find_lr": _find_lr,
     "verify_resume": _verify_resume,
+    "predict": _predict,
+    "export": _export,
 }
+_COMMANDS_WITH_FILES = ("predict",)
 
 
 def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
@@ -170,6 +269,7 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    float | None: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
 
@@ -186,9 +286,17 @@ def _define_flags() -> flags.FlagValues:
             define = _DEFINE[typing.get_type_hints(TrainConfig)[field.name]]
             define(field.name, default, help_text, flag_values=values)
     flags.DEFINE_string(
-        "workdir", _DEFAULT_WORKDIR, "folder of checkpoints and records", flag_values=values
+        "workdir",
+        _DEFAULT_WORKDIR,
+        "folder of checkpoints and records, or gs://bucket/folder",
+        flag_values=values,
     )
-    flags.DEFINE_bool("dry_run", False, "print the plan and train nothing", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "print the plan, draw it to schedule.png in the workdir, and train nothing",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "allow_config_change",
         [],
@@ -201,22 +309,48 @@ def _define_flags() -> flags.FlagValues:
         "for verify_resume: numbers of devices to change between, separated by commas",
         flag_values=values,
     )
+    flags.DEFINE_float("find_lr_min", 1e-5, "for find_lr: the first rate", flag_values=values)
+    flags.DEFINE_float(
+        "find_lr_max",
+        10.0,
+        "for find_lr: the last rate; the test ends before where the loss diverges",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "find_lr_steps",
+        600,
+        "for find_lr: steps from the first rate to the last; more tell more and take longer",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "find_lr_ramp",
+        "exponential",
+        ["exponential", "linear"],
+        "for find_lr: whether the rate rises by equal factors or by equal differences",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "for export: the file; unset: model.jaxexport in workdir",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     return values
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> str:
-    """Parse the flags into `values` and return the command."""
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parse the flags into `values` and return the command and the files it is given."""
     try:
         command, *rest = values(argv)[1:] or ["train"]
     except flags.Error as error:
         raise UsageError(f"{error} (--help lists all flags)") from error
-    if command not in _COMMANDS or rest:
+    if command not in _COMMANDS or (rest and command not in _COMMANDS_WITH_FILES):
         raise UsageError(
             f"unexpected argument {rest[0] if command in _COMMANDS else command!r}; valid: one of "
             f"the commands {', '.join(_COMMANDS)}, and flags as --name=value"
         )
-    return command
+    return [command, *rest]
 
 
 def _help(values: flags.FlagValues) -> str:
@@ -224,10 +358,7 @@ def _help(values: flags.FlagValues) -> str:
     lines = ["usage: python -m trainer [COMMAND] [--flag=value ...]", "", "Commands:"]
     lines += [f"  {name:15}{run.__doc__}" for name, run in _COMMANDS.items()]
     groups: dict[str, list[tuple[str, Any, str]]] = {
-        "General": [
-            (name, values[name].default, values[name].help)
-            for name in ("workdir", "dry_run", "allow_config_change", "devices")
-        ]
+        "General": [(name, values[name].default, values[name].help) for name in _GENERAL_FLAGS]
         + [("flagfile", None, "read flags from a file, one a line; what comes later wins")]
     }
     for field in dataclasses.fields(TrainConfig):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from trainer.errors import UsageError
+from trainer.errors import RunError, UsageError
 
 
 def _option(
@@ -70,12 +71,23 @@ class TrainConfig:
     num_steps: int | None = _option(
         None, "Length", "steps to train in all; overrides num_epochs", minimum=1, trajectory=False
     )
+    num_cycles: int | None = _option(
+        None,
+        "Length",
+        "whole cycles of the learning rate to train in all; overrides num_epochs, and goes not "
+        "together with num_steps",
+        minimum=1,
+        trajectory=False,
+    )
 
     lr_schedule: str = _option(
         "triangular",
         "Learning rate",
-        "triangular: between lr_min and lr_max and back in every cycle; constant: lr_max",
-        choices=("triangular", "constant"),
+        "triangular: between lr_min and lr_max and back in every cycle; triangular2: the same, its "
+        "height halved after every cycle; exp_range: its height declines by lr_gamma every step; "
+        "exp_range_boundaries: lr_min and lr_max both decline by lr_gamma every step, as the paper "
+        "words it; constant: lr_max",
+        choices=("triangular", "triangular2", "exp_range", "exp_range_boundaries", "constant"),
     )
     lr_min: float = _option(
         3e-3, "Learning rate", "lowest rate, at the start of a cycle", minimum=0
@@ -94,10 +106,34 @@ class TrainConfig:
         "steps of a whole cycle, rise and fall; overrides cycles_per_epoch",
         minimum=2,
     )
+    cycle_up_fraction: float = _option(
+        0.5,
+        "Learning rate",
+        "part of a cycle in which the rate rises, rounded to steps, at least one",
+        minimum=0,
+        below=1,
+    )
+    lr_gamma: float = _option(
+        0.99994,  # The paper's, for CIFAR-10.
+        "Learning rate",
+        "factor of every step in exp_range and exp_range_boundaries, 0 < lr_gamma <= 1",
+        minimum=0,
+    )
 
     optimizer: str = _option("sgd", "Optimizer", "sgd or adamw", choices=("sgd", "adamw"))
     momentum: float = _option(
         0.9, "Optimizer", "decay of the momentum (b1 of adamw)", minimum=0, below=1
+    )
+    momentum_min: float | None = _option(
+        None,
+        "Optimizer",
+        "momentum where the learning rate is highest: with momentum_max it takes the place of "
+        "momentum, and falls as the rate rises",
+        minimum=0,
+        below=1,
+    )
+    momentum_max: float | None = _option(
+        None, "Optimizer", "momentum where the learning rate is lowest", minimum=0, below=1
     )
     nesterov: bool = _option(False, "Optimizer", "Nesterov's form of the momentum")
     weight_decay: float = _option(
@@ -131,7 +167,10 @@ class TrainConfig:
         minimum=1,
         trajectory=False,
     )
-
+    tensorboard: bool = _option(True, "Records", "write scalars for TensorBoard", trajectory=False)
+    report: bool = _option(
+        True, "Records", "draw report.png in the workdir when the run ends", trajectory=False
+    )
     profile: bool = _option(
         False,
         "Records",
@@ -200,11 +239,64 @@ class TrainConfig:
                 f"--lr_min={self.lr_min} is above --lr_max={self.lr_max}; "
                 "valid: 0 <= lr_min <= lr_max"
             )
+        if not 0 < self.lr_gamma <= 1:
+            raise UsageError(f"--lr_gamma={self.lr_gamma} is not valid; valid: 0 < lr_gamma <= 1")
+        self._check_momentum_range()
+        if self.num_steps is not None and self.num_cycles is not None:
+            raise UsageError(
+                f"--num_steps={self.num_steps} and --num_cycles={self.num_cycles} both say how "
+                "long to train; valid: one of them"
+            )
         if self.gradient_shards.bit_count() != 1:
             raise UsageError(
                 f"--gradient_shards={self.gradient_shards} makes no binary tree; valid: a power "
                 "of two"
             )
+
+    def _check_momentum_range(self) -> None:
+        """Check the two ends between which the momentum goes, if it does."""
+        low, high = self.momentum_min, self.momentum_max
+        if low is None and high is None:
+            return
+        if low is None or high is None:
+            given = f"--momentum_min={low}" if high is None else f"--momentum_max={high}"
+            raise UsageError(
+                f"{given} is one end only; valid: both --momentum_min and --momentum_max, or "
+                "neither for a --momentum that stays"
+            )
+        if low > high:
+            raise UsageError(
+                f"--momentum_min={low} is above --momentum_max={high}; "
+                "valid: 0 <= momentum_min <= momentum_max < 1"
+            )
+        if self.lr_schedule == "constant":
+            raise UsageError(
+                f"--momentum_min={low} and --momentum_max={high} go against the learning rate, "
+                "and --lr_schedule=constant stays; valid: a cyclical --lr_schedule, or --momentum"
+            )
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "TrainConfig":
+        """Return the configuration that this version or an older one has stored.
+
+        A field that the older version did not have takes its default, which is what that version
+        did.
+
+        Raises:
+          RunError: a newer version has stored it, with fields that this one does not know.
+        """
+        unknown = sorted(stored.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise RunError(
+                f"the run was made by another version of the trainer, which knows {unknown[0]}="
+                f"{stored[unknown[0]]}; go on with that version, or start in another --workdir"
+            )
+        return cls(**stored)
+
+    @property
+    def cycles_momentum(self) -> bool:
+        """Whether the momentum goes against the learning rate instead of staying."""
+        return self.momentum_min is not None
 
     @classmethod
     def trajectory_fields(cls) -> list[str]:
@@ -236,9 +328,13 @@ class TrainConfig:
         return Plan(
             steps_per_epoch=steps_per_epoch,
             steps_per_cycle=steps_per_cycle,
-            num_steps=self.num_steps or self.num_epochs * steps_per_epoch,
+            num_steps=self.asked_steps(steps_per_cycle) or self.num_epochs * steps_per_epoch,
             eval_every_steps=self.eval_every_steps or steps_per_epoch,
         )
+
+    def asked_steps(self, steps_per_cycle: int) -> int | None:
+        """Return the length that num_steps or num_cycles ask for, or None if neither does."""
+        return self.num_cycles * steps_per_cycle if self.num_cycles else self.num_steps
 
     def resolve(self, plan: "Plan", reduction: str) -> "TrainConfig":
         """Return the same run with nothing left to choose; resolving it again is no change.
@@ -250,6 +346,7 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             num_steps=plan.num_steps,
+            num_cycles=None,
             steps_per_cycle=plan.steps_per_cycle,
             eval_every_steps=plan.eval_every_steps,
             reduction=reduction,

@@ -1,6 +1,5 @@
 """What a run was made with and what is given now: refused, or accepted by name and recorded."""
 
-import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -22,7 +21,7 @@ def check_config_change(
     Fields that change nothing about the parameters (length, records, devices) may always differ.
 
     Args:
-      stored: the configuration in the checkpoint.
+      stored: the configuration in the checkpoint; one of an older version may lack fields.
       given: the configuration now, resolved.
       step: the checkpoint's step.
       allowed: names of fields that the user lets differ.
@@ -33,6 +32,7 @@ def check_config_change(
 
     Raises:
       UsageError: other fields differ; the message is a table of them and of the learning rates.
+      RunError: a newer version has stored fields that this one does not know.
     """
     trajectory = TrainConfig.trajectory_fields()
     unknown = sorted(set(allowed) - set(trajectory))
@@ -41,21 +41,18 @@ def check_config_change(
             f"--allow_config_change={unknown[0]}: no such field, or one that may always change; "
             f"valid: names out of {', '.join(trajectory)}"
         )
-    after = dataclasses.asdict(given)
-    changes = {
-        name: [stored.get(name), after[name]]
-        for name in trajectory
-        if stored.get(name) != after[name]
-    }
+    before = TrainConfig.from_stored(stored)
+    pairs = {name: [getattr(before, name), getattr(given, name)] for name in trajectory}
+    changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     refused = [name for name in changes if name not in allowed or name in _FIXED]
     if refused:
-        raise UsageError(_table(stored, after, changes, refused, step, workdir))
+        raise UsageError(_table(before, given, changes, refused, step, workdir))
     return changes
 
 
 def _table(
-    stored: dict[str, Any],
-    given: dict[str, Any],
+    stored: TrainConfig,
+    given: TrainConfig,
     changes: dict[str, list[Any]],
     refused: list[str],
     step: int,
@@ -84,8 +81,15 @@ def _table(
     )
 
 
-def _rates(config: dict[str, Any], step: int) -> np.ndarray:
+def _rates(config: TrainConfig, step: int) -> np.ndarray:
     """Return the learning rates of one cycle from `step` on."""
-    names = ("lr_schedule", "lr_min", "lr_max", "steps_per_cycle")
-    schedule = create_schedule(*(config[name] for name in names))
-    return np.asarray(schedule(step + np.arange(config["steps_per_cycle"])))
+    assert config.steps_per_cycle is not None  # Both are resolved.
+    schedule = create_schedule(
+        config.lr_schedule,
+        config.lr_min,
+        config.lr_max,
+        config.steps_per_cycle,
+        config.lr_gamma,
+        config.cycle_up_fraction,
+    )
+    return np.asarray(schedule(step + np.arange(config.steps_per_cycle)))

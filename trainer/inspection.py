@@ -15,11 +15,12 @@ from trainer.errors import UsageError
 from trainer.evaluation import create_evaluate
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
+from trainer.positions import position_at
 from trainer.records import mean_metrics
 from trainer.recovery import read_newest_meta, restore_newest
-from trainer.schedules import position_at
 from trainer.state import abstract_train_state, train_state_init
 from trainer.steps import place_examples
+from trainer.storage import open_workdir
 
 _SHOWN = (
     "learning_rate",
@@ -49,10 +50,13 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
       UsageError: there is no checkpoint.
       RunError: no checkpoint is good.
     """
-    restored, _ = _newest(workdir, devices.create_mesh("auto", 1))
+    restored, _ = restore_model(workdir, devices.create_mesh("auto", 1))
     meta = restored.meta
-    plan = meta["steps_per_epoch"], meta["config"]["steps_per_cycle"]
-    position = position_at(restored.step, *plan)
+    config = TrainConfig.from_stored(meta["config"])
+    assert config.steps_per_cycle is not None  # What is stored is resolved.
+    position = position_at(
+        restored.step, meta["steps_per_epoch"], config.steps_per_cycle, config.cycle_up_fraction
+    )
     return {
         "step": restored.step,
         "epoch": position.epoch,
@@ -77,7 +81,7 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
       RunError: the data are damaged, or no checkpoint is good.
     """
     mesh = devices.create_mesh(given.platform, given.num_devices)
-    restored, model = _newest(workdir, mesh)
+    restored, model = restore_model(workdir, mesh)
     config, inputs = restored.meta["config"], restored.meta["inputs"]
     dataset = load(config["dataset"], given.data_dir)
     examples = place_examples(
@@ -92,8 +96,18 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     return {"step": restored.step, **mean_metrics(jax.device_get(sums))}
 
 
-def _newest(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
-    """Return the newest good checkpoint and its network, or raise a UsageError."""
+def restore_model(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
+    """Return the newest good checkpoint, on every device of the mesh, and its network.
+
+    Args:
+      workdir: of a run.
+      mesh: the devices, any number.
+
+    Raises:
+      UsageError: there is no checkpoint.
+      RunError: no checkpoint is good.
+    """
+    workdir = open_workdir(workdir)
     newest = read_newest_meta(workdir)
     if newest is None:
         raise UsageError(
@@ -101,7 +115,7 @@ def _newest(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
             "python -m trainer has trained in"
         )
     _, meta = newest
-    config, inputs = TrainConfig(**meta["config"]), meta["inputs"]
+    config, inputs = TrainConfig.from_stored(meta["config"]), meta["inputs"]
     model = create_model(config.model, inputs["num_classes"], config.compute_dtype)
     tx = create_optimizer(config.optimizer, config.momentum, config.nesterov, config.weight_decay)
     init = train_state_init(model, tx, config.seed, tuple(inputs["image_shape"]))

@@ -17,9 +17,11 @@ from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
 from trainer.models import create_model
 from trainer.optimizers import create_optimizer
+from trainer.preview import advice, draw, mid_cycle_warning
 from trainer.recovery import read_newest_meta
 from trainer.reductions import AUTO, TREE, choose_reduction
-from trainer.schedules import create_schedule
+from trainer.schedules import CONSTANT, create_momentum_schedule, create_schedule
+from trainer.storage import is_remote, open_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Job:
       model: the network.
       tx: the optimizer, without a learning rate.
       schedule: step -> learning rate.
+      momentum_schedule: step -> momentum, or None if the momentum stays.
     """
 
     config: TrainConfig
@@ -50,6 +53,7 @@ class Job:
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
+    momentum_schedule: optax.Schedule | None
 
 
 def prepare(
@@ -66,8 +70,8 @@ def prepare(
       UsageError: something does not fit; the message says what would.
       RunError: the run in the workdir has checkpoints, but none can be used.
     """
-    workdir = epath.Path(workdir)
-    _check_writable(workdir)
+    workdir = open_workdir(workdir)
+    check_writable(workdir)
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
@@ -100,11 +104,34 @@ def prepare(
         config_history=history,
         model=create_model(config.model, source.num_classes, config.compute_dtype),
         tx=create_optimizer(
-            config.optimizer, config.momentum, config.nesterov, config.weight_decay
+            config.optimizer,
+            None if config.cycles_momentum else config.momentum,
+            config.nesterov,
+            config.weight_decay,
         ),
         schedule=create_schedule(
-            config.lr_schedule, config.lr_min, config.lr_max, plan.steps_per_cycle
+            config.lr_schedule,
+            config.lr_min,
+            config.lr_max,
+            plan.steps_per_cycle,
+            config.lr_gamma,
+            config.cycle_up_fraction,
         ),
+        momentum_schedule=_momentum_schedule(config, plan),
+    )
+
+
+def _momentum_schedule(config: TrainConfig, plan: Plan) -> optax.Schedule | None:
+    """Return the schedule of the momentum, or None if it stays."""
+    if config.momentum_min is None or config.momentum_max is None:
+        return None
+    return create_momentum_schedule(
+        config.lr_schedule,
+        config.momentum_min,
+        config.momentum_max,
+        plan.steps_per_cycle,
+        config.lr_gamma,
+        config.cycle_up_fraction,
     )
 
 
@@ -112,15 +139,13 @@ def describe(job: Job) -> str:
     """Return the plan of a run in words."""
     config, plan, source = job.config, job.plan, job.source
     num_epochs = plan.num_steps / plan.steps_per_epoch
-    num_cycles = plan.num_steps / plan.steps_per_cycle
     lines = {
         "devices": f"{devices.describe(job.mesh)}, each {config.batch_size // job.mesh.size} of "
         f"the {config.batch_size} examples of a batch",
         "data": f"{source.num_train} training and {source.num_test} test examples of "
         f"{source.name}, in {source.data_dir}",
         "length": f"{plan.num_steps} steps, {num_epochs:g} epochs of {plan.steps_per_epoch}",
-        "schedule": f"{config.lr_schedule}, learning rate {config.lr_min:g} to {config.lr_max:g}, "
-        f"{num_cycles:g} cycles of {plan.steps_per_cycle} steps",
+        "schedule": _describe_schedule(config, plan),
         "sums": f"a tree of {config.gradient_shards} parts of a batch, the same bits on any number "
         "of devices"
         if config.reduction == TREE
@@ -129,11 +154,44 @@ def describe(job: Job) -> str:
         "files": f"{job.workdir}, a checkpoint every {config.checkpoint_every_steps} steps",
         "start": f"at step {job.stored_step}" if job.stored_step else "from the beginning",
     }
+    warning = mid_cycle_warning(config, plan)
+    if warning:
+        lines["warning"] = warning
     return "\n".join(f"{name:10}{text}" for name, text in lines.items())
 
 
-def _check_writable(workdir: epath.Path) -> None:
-    """Refuse a workdir that cannot be made or written, before any work is done."""
+def describe_schedule_in_full(job: Job, width: int) -> str:
+    """Return a drawing of the learning rate over the whole run, and what the paper advises.
+
+    Args:
+      job: the run.
+      width: columns of the terminal.
+    """
+    drawing = draw(job.schedule, job.config, job.plan, width)
+    advised = advice(job.config, job.plan)
+    return f"{drawing}\nnote      {advised}" if advised else drawing
+
+
+def _describe_schedule(config: TrainConfig, plan: Plan) -> str:
+    """Return the schedule in words."""
+    if config.lr_schedule == CONSTANT:
+        return f"constant, learning rate {config.lr_max:g}"
+    text = f"{config.lr_schedule}, learning rate {config.lr_min:g} to {config.lr_max:g}, "
+    if config.lr_schedule in ("exp_range", "exp_range_boundaries"):
+        text += f"times {config.lr_gamma:g} every step, "
+    if config.cycles_momentum:
+        text += f"momentum {config.momentum_max:g} to {config.momentum_min:g}, "
+    return f"{text}{plan.num_steps / plan.steps_per_cycle:g} cycles of {plan.steps_per_cycle} steps"
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Refuse a workdir that cannot be made or written, before any work is done.
+
+    Raises:
+      UsageError: it is no folder, or may not be written.
+    """
+    if is_remote(workdir):
+        return  # Only writing there tells: the lock does, first of all.
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         reason = f"{existing} is not a folder"

@@ -15,26 +15,26 @@ from typing import Any
 import jax
 from etils import epath
 
-from trainer import devices, processes
+from trainer import devices, figures, processes
 from trainer.checkpoints import Checkpointer, NoCheckpointer, Restored
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.digests import float_bits
 from trainer.errors import RunError, Stopped, UsageError
+from trainer.files import CONFIG_FILE, note_resume
 from trainer.job import Job, describe, prepare
 from trainer.lock import WorkdirLock
+from trainer.positions import position_at
 from trainer.profiling import Profiler
 from trainer.programs import Programs, compile_programs
 from trainer.records import NoRecords, Records
 from trainer.recovery import restore_newest
-from trainer.schedules import position_at
 from trainer.signals import StopRequest, StopVote
 from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
 from trainer.steps import Examples, place_examples
+from trainer.storage import write_whole
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
 
 # How long a file that another host made may take to appear on this one: caches of NFS.
 _SHARED_SECONDS = 10.0
@@ -68,14 +68,16 @@ def train(
     started = time.monotonic()
     job = prepare(config, workdir, allow_config_change)
     plan = job.plan
-    with _claim(job), StopRequest() as stop:
+    with _claim(job) as lock, StopRequest() as stop:
         stopping_now = StopVote(stop, job.mesh)
         restored = _restore(job)
         first_step = restored.step if restored else 0
         if first_step >= plan.num_steps:
             _say_complete(job, first_step)
             return None
-        _write_config(job)
+        if processes.is_first():
+            _write_config(job)
+            note_resume(job.workdir, first_step)
         logger.info("%s", describe(job))
         if restored:
             _say_resuming(job, first_step)
@@ -83,7 +85,7 @@ def train(
         with (
             _open_checkpointer(job) as checkpointer,
             _open_records(job, first_step) as records,
-            Profiler(job.workdir, first_step, _profiles(job)) as profiler,
+            Profiler(records.folder, first_step, _profiles(job)) as profiler,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)
             for step in range(first_step, plan.num_steps):
@@ -100,6 +102,8 @@ def train(
                 if _due(done, job.config.check_replicas_every_steps):
                     programs.check_replicas(state)
                 if last or stopping or done % job.config.checkpoint_every_steps == 0:
+                    if lock:
+                        lock.confirm()
                     # First the records, then the checkpoint: what it includes, they include.
                     records.flush()
                     programs.check_replicas(state)
@@ -109,6 +113,8 @@ def train(
                     raise Stopped(_say_stopped(job, stop, done))
             checkpointer.wait()
             logger.info("%s", records.summary())
+        if job.config.report and processes.is_first():
+            _draw_report(job)
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test
 
@@ -130,6 +136,14 @@ def _open_records(job: Job, first_step: int) -> Records:
 def _profiles(job: Job) -> bool:
     """Return whether this process traces: one trace is enough."""
     return job.config.profile and processes.is_first()
+
+
+def _draw_report(job: Job) -> None:
+    """Draw the run; it is whole and stored, whatever becomes of its picture."""
+    try:
+        figures.draw_report(job.workdir)
+    except Exception as error:  # Whatever fails in a library for pictures.
+        logger.warning("no picture of the run: %s: %s", type(error).__name__, error)
 
 
 def _due(done: int, every_steps: int | None) -> bool:
@@ -157,7 +171,8 @@ def _restore(job: Job) -> Restored | None:
 
 def _say_resuming(job: Job, step: int) -> None:
     """Say where the run goes on."""
-    position = position_at(step, job.plan.steps_per_epoch, job.plan.steps_per_cycle)
+    plan, up = job.plan, job.config.cycle_up_fraction
+    position = position_at(step, plan.steps_per_epoch, plan.steps_per_cycle, up)
     logger.info("resuming at %s, learning rate %.4g", position, float(job.schedule(step)))
 
 
@@ -182,16 +197,16 @@ def _say_stopped(job: Job, stop: StopRequest, step: int) -> str:
 
 
 @contextlib.contextmanager
-def _claim(job: Job) -> Iterator[None]:
+def _claim(job: Job) -> Iterator[WorkdirLock | None]:
     """Make the workdir and lock it, in the first process; see that all processes share it."""
     if processes.is_first():
         _make_workdir(job)
-        with WorkdirLock(job.workdir):
+        with WorkdirLock(job.workdir) as lock:
             _check_shared(job)
-            yield
+            yield lock
     else:
         _check_shared(job)
-        yield
+        yield None
 
 
 def _make_workdir(job: Job) -> None:
@@ -234,11 +249,8 @@ def _appears(path: epath.Path) -> bool:
 
 def _write_config(job: Job) -> None:
     """Write the resolved configuration, whole or not at all."""
-    if not processes.is_first():
-        return
-    new = job.workdir / f"{CONFIG_FILE}.new"
-    new.write_text(json.dumps(dataclasses.asdict(job.config), indent=2) + "\n")
-    new.replace(job.workdir / CONFIG_FILE)
+    text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
+    write_whole(job.workdir / CONFIG_FILE, text.encode())
 
 
 @dataclasses.dataclass(frozen=True)

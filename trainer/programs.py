@@ -57,6 +57,7 @@ def compile_programs(job: Job, state: TrainState) -> Programs:
         job.mesh,
         job.config.reduction,
         job.config.gradient_shards,
+        job.momentum_schedule,
     )
     return Programs(
         train_step=train_step.lower(state, train, batches).compile(),

@@ -1,28 +1,26 @@
-"""What a run leaves behind and shows: metrics.jsonl, a progress bar, log lines."""
+"""What a run leaves behind of every step: metrics.jsonl, and the same for TensorBoard."""
 
 import collections
 import contextlib
 import json
-import logging
 import math
 import os
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import tqdm
 from etils import epath
 
 from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError
-from trainer.schedules import position_at
+from trainer.files import METRICS_FILE
+from trainer.positions import position_at
+from trainer.progress import Progress, test_values
 from trainer.steps import Metrics
+from trainer.storage import LocalFiles, remedy, write_whole
+from trainer.tensorboard import TensorBoard
 
-logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIR = "tensorboard"
 
 # The host reads the metrics of a step this many steps late, several steps in one transfer. The
 # devices always have work queued meanwhile, and never more than twice this.
@@ -33,6 +31,11 @@ class Records:
     """Takes the metrics of every step as they are on the devices, and writes them down in order.
 
     Nothing here waits for a step that was just dispatched.
+
+    Attributes:
+      folder: where a run's files grow: the workdir, or a local folder that `flush` copies to it.
+      last_test: the last evaluation that was written down, or None.
+      last_learning_rate: that of the last step that was written down.
     """
 
     def __init__(self, workdir: epath.Path, config: TrainConfig, plan: Plan, first_step: int):
@@ -44,13 +47,21 @@ class Records:
           plan: its durations in steps.
           first_step: the step that the first update will read.
         """
-        self._path = workdir / METRICS_FILE
+        self._files = LocalFiles(workdir)
+        self.folder = self._files.folder
+        self._path = self.folder / METRICS_FILE
         with self._surfacing():
+            self._files.fetch(METRICS_FILE)
             _rewind(self._path, first_step)
             self._file = self._path.open("a")
+            self._board: TensorBoard | None = None
+            if config.tensorboard:
+                self._files.fetch(TENSORBOARD_DIR)
+                board = self.folder / TENSORBOARD_DIR
+                self._board = TensorBoard(board, self._path, plan.num_steps)
         self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
-        self._plan = plan
-        self._progress = _Progress(config, plan, first_step)
+        self._config, self._plan = config, plan
+        self._progress = Progress(config, plan, first_step)
         self.last_test: dict[str, Any] | None = None
         self.last_learning_rate = float("nan")
 
@@ -62,6 +73,10 @@ class Records:
         """Close file and progress bar; what is pending is dropped."""
         with contextlib.suppress(OSError):  # It has surfaced already: every line is flushed.
             self._file.close()
+        with contextlib.suppress(OSError):
+            if self._board:
+                self._board.close()
+        self._files.close()
         self._progress.close()
 
     def train(self, step: int, metrics: Metrics) -> None:
@@ -80,10 +95,13 @@ class Records:
         self._write(len(self._pending))
         with self._surfacing():
             os.fsync(self._file.fileno())
+            if self._board:
+                self._board.flush()
+        self._files.publish()
 
     def summary(self) -> str:
         """Return what this process did, and the last test, in words."""
-        test = "" if self.last_test is None else "; " + _test_values(self.last_test)
+        test = "" if self.last_test is None else "; " + test_values(self.last_test)
         return self._progress.summary() + test
 
     def _write(self, count: int) -> None:
@@ -96,8 +114,8 @@ class Records:
             self._progress.tick(trained[-1] + 1)
         for (record, _), metrics in zip(records, values, strict=True):
             if record["split"] == "train":
-                order = ("learning_rate", "loss", "accuracy")
-                record |= {name: float(metrics[name]) for name in order}
+                order = ("learning_rate", "momentum", "loss", "accuracy")
+                record |= {name: float(metrics[name]) for name in order if name in metrics}
                 self._check_finite(record)
                 self.last_learning_rate = record["learning_rate"]
                 self._progress.train(record)
@@ -109,6 +127,10 @@ class Records:
         with self._surfacing():
             self._file.write("".join(lines))
             self._file.flush()
+            if self._board:
+                rate = self._progress.images_per_second()
+                for record, _ in records:
+                    self._board.write(record, rate)
 
     @contextlib.contextmanager
     def _surfacing(self) -> Iterator[None]:
@@ -117,15 +139,15 @@ class Records:
             yield
         except OSError as error:
             raise RunError(
-                f"{self._path} could not be written: {error.strerror}; free space or mend the "
-                "disk and run the same command: older checkpoints are intact"
+                f"{self._path} could not be written: {error.strerror}; {remedy(self._path)} and "
+                "run the same command: older checkpoints are intact"
             ) from error
 
     def _check_finite(self, record: dict[str, Any]) -> None:
         """Stop the run at the first loss that is no number; it is not written down."""
         if not math.isfinite(record["loss"]):
-            plan = self._plan
-            at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle)
+            plan, up = self._plan, self._config.cycle_up_fraction
+            at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle, up)
             raise RunError(
                 f"the loss is {record['loss']} at {at}, learning rate "
                 f"{record['learning_rate']:.4g}; nothing was saved since, older checkpoints are "
@@ -139,6 +161,7 @@ class NoRecords(Records):
 
     def __init__(self) -> None:
         """Open nothing."""
+        self.folder = epath.Path()
         self.last_test = None
         self.last_learning_rate = float("nan")
 
@@ -184,88 +207,5 @@ def _rewind(path: epath.Path, first_step: int) -> None:
         last = first_step if record["split"] == "test" else first_step - 1
         if line.endswith("\n") and record["step"] <= last:
             kept.append(line)
-    if "".join(kept) == text:
-        return
-    # Written beside and renamed: a crash here leaves the one file or the other, whole.
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(kept))
-    new.replace(path)
-
-
-class _Progress:
-    """A bar on a terminal, plain lines elsewhere; rates count the steps of this process only."""
-
-    def __init__(self, config: TrainConfig, plan: Plan, first_step: int):
-        """Start the clock at `first_step`."""
-        self._first_step = first_step
-        self._num_steps = plan.num_steps
-        self._batch_size = config.batch_size
-        self._log_every_steps = config.log_every_steps
-        self._start = time.monotonic()
-        self._done, self._seconds = first_step, 0.0
-        self._bar = tqdm.tqdm(
-            total=plan.num_steps,
-            initial=first_step,
-            unit="step",
-            smoothing=0,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    def tick(self, done: int) -> None:
-        """Note that the devices have finished `done` steps by now."""
-        self._done, self._seconds = done, time.monotonic() - self._start
-
-    def train(self, record: dict[str, Any]) -> None:
-        """Show one step."""
-        done = record["step"] + 1
-        if self._bar.disable:
-            if done % self._log_every_steps == 0 or done == self._num_steps:
-                logger.info("%s", self._line(record))
-        else:
-            self._bar.set_postfix_str(_values(record), refresh=False)
-            self._bar.update()
-
-    def test(self, record: dict[str, Any]) -> None:
-        """Show one evaluation."""
-        logger.info("step %d  %s", record["step"], _test_values(record))
-
-    def images_per_second(self) -> float:
-        """Return the rate over the steps of this process, tests and checkpoints included."""
-        steps = self._done - self._first_step
-        return steps * self._batch_size / self._seconds if self._seconds else 0.0
-
-    def summary(self) -> str:
-        """Return what this process did, in words."""
-        return (
-            f"{self._done - self._first_step} steps in {self._seconds:.1f} s "
-            f"({self.images_per_second():.0f} images/s, tests and checkpoints included)"
-        )
-
-    def close(self) -> None:
-        """Leave the terminal as it is."""
-        self._bar.close()
-
-    def _line(self, record: dict[str, Any]) -> str:
-        """Return the log line of one step."""
-        line = f"step {record['step'] + 1}/{self._num_steps}  epoch {record['epoch'] + 1}  "
-        line += _values(record)
-        rate = self.images_per_second()
-        left = (self._num_steps - self._done) * self._batch_size / rate
-        return f"{line}  {rate:.0f} images/s  {tqdm.tqdm.format_interval(left)} left"
-
-
-def _values(record: dict[str, Any]) -> str:
-    """Return the metrics of a step in words."""
-    return (
-        f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.3f}  "
-        f"learning rate {record['learning_rate']:.5f}"
-    )
-
-
-def _test_values(record: dict[str, Any]) -> str:
-    """Return the metrics of an evaluation in words."""
-    return (
-        f"test loss {record['loss']:.4f}  test accuracy {100 * record['accuracy']:.2f} % "
-        f"of {record['examples']} examples"
-    )
+    if "".join(kept) != text:
+        write_whole(path, "".join(kept).encode())

@@ -9,11 +9,14 @@ from trainer import processes
 from trainer.checkpoints import DamagedError, Restored, checkpoints_dir, read_meta, restore
 from trainer.errors import RunError
 from trainer.state import TrainState
+from trainer.storage import is_remote, make_folder
 
 logger = logging.getLogger(__name__)
 
-# Orbax writes a checkpoint under this name and renames it when it is whole.
+# Orbax writes a checkpoint under this name and renames it when it is whole. Nothing can be renamed
+# in a bucket: there it writes this file last.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_FINISHED_FILE = "commit_success.txt"
 
 
 def damaged_dir(workdir: epath.PathLike) -> epath.Path:
@@ -22,14 +25,14 @@ def damaged_dir(workdir: epath.PathLike) -> epath.Path:
 
 
 def stored_steps(workdir: epath.PathLike) -> list[int]:
-    """Return the steps that have a folder, newest first; whether they are good is not looked at."""
+    """Return the finished steps, newest first; whether they are good is not looked at."""
     folder = checkpoints_dir(workdir)
     if not folder.exists():
         return []
     if not folder.is_dir():
         raise RunError(f"{folder} is a file where a folder of checkpoints should be; move it away")
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-    return sorted((int(name) for name in names if _is_step(name)), reverse=True)
+    names = [path.name for path in folder.iterdir() if _is_step(path.name) and _is_finished(path)]
+    return sorted((int(name) for name in names), reverse=True)
 
 
 def read_newest_meta(workdir: epath.PathLike) -> tuple[int, dict[str, Any]] | None:
@@ -107,18 +110,23 @@ def _is_step(name: str) -> bool:
     return name.isdecimal() and name == str(int(name))
 
 
+def _is_finished(path: epath.Path) -> bool:
+    """Return whether something with the name of a step is a checkpoint that was written whole."""
+    return (path / _FINISHED_FILE).exists() if is_remote(path) else path.is_dir()
+
+
 def _unfinished_or_foreign(folder: epath.Path) -> list[str]:
     """Return what a killed save left behind, and files that have the name of a checkpoint."""
     return sorted(
         path.name
         for path in folder.iterdir()
-        if path.name.endswith(_UNFINISHED) or (_is_step(path.name) and not path.is_dir())
+        if path.name.endswith(_UNFINISHED) or (_is_step(path.name) and not _is_finished(path))
     )
 
 
 def _set_aside(path: epath.Path, damaged: epath.Path) -> None:
     """Move something into the folder of damaged things, under a name that is free there."""
-    damaged.mkdir(parents=True, exist_ok=True)
+    make_folder(damaged)
     target, count = damaged / path.name, 0
     while target.exists():
         count += 1

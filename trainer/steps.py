@@ -69,7 +69,7 @@ class _TwoPrograms:
 
     Attributes:
       gradient: (state, examples, batches) -> (grads, metrics).
-      update: (state, grads) -> (state, learning_rate); the state is donated.
+      update: (state, grads) -> (state, applied); the state is donated.
     """
 
     gradient: Any
@@ -80,8 +80,8 @@ class _TwoPrograms:
     ) -> tuple[TrainState, Metrics]:
         """Take one step; see `create_train_step`."""
         grads, metrics = self.gradient(state, examples, batches)
-        state, learning_rate = self.update(state, grads)
-        return state, metrics | {"learning_rate": learning_rate}
+        state, applied = self.update(state, grads)
+        return state, metrics | applied
 
     def lower(self, state: TrainState, examples: Examples, batches: Any) -> "_TwoPrograms":
         """Return both programs lowered for arguments of these shapes, as jax.stages does."""
@@ -101,6 +101,7 @@ def create_train_step(
     mesh: Mesh,
     reduction: str = ALL_REDUCE,
     gradient_shards: int = 8,
+    momentum_schedule: optax.Schedule | None = None,
 ) -> jax.stages.Wrapped | _TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
@@ -116,6 +117,7 @@ def create_train_step(
       reduction: "allreduce", or "tree": the same bits on every number of devices.
       gradient_shards: with "tree", the equal parts of a batch whose gradients are added, a power
         of two that the number of devices divides and that divides B.
+      momentum_schedule: step -> momentum, if `tx` takes it as an argument of its update.
 
     Returns:
       train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
@@ -123,7 +125,7 @@ def create_train_step(
       `examples` is the replicated training split. `batches` is int32[steps_per_epoch, B], the
       batches of the epoch that state.step lies in, its axis 1 cut over the devices. The metrics
       are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
-      "learning_rate", the one that was applied.
+      "learning_rate", and "momentum" if it has a schedule: those that were applied.
     """
     mean, parts_per_device = all_reduce_mean, 1
     if reduction == TREE:
@@ -139,14 +141,14 @@ def create_train_step(
         ]
         return mean(parts, indices.size * mesh.size)
 
-    update = partial(_update, tx, schedule)
+    update = partial(_update, tx, schedule, momentum_schedule)
 
     def train_step(
         state: TrainState, examples: Examples, batches: jax.Array
     ) -> tuple[TrainState, Metrics]:
         grads, metrics = gradient(state, examples, batches)
-        state, learning_rate = update(state, grads)
-        return state, metrics | {"learning_rate": learning_rate}
+        state, applied = update(state, grads)
+        return state, metrics | applied
 
     def over_devices(function: Callable, *in_specs: P, donate: tuple[int, ...]) -> Any:
         mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=P())
@@ -185,14 +187,17 @@ def _gradient_sum(
 def _update(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    momentum_schedule: optax.Schedule | None,
     state: TrainState,
     grads: optax.Params,
-) -> tuple[TrainState, jax.Array]:
-    """Return the state after one step along the optimizer's direction, and the rate applied."""
+) -> tuple[TrainState, Metrics]:
+    """Return the state after one step along the optimizer's direction, and the rates applied."""
     learning_rate = schedule(state.step)
-    direction, opt_state = tx.update(grads, state.opt_state, state.params)
+    momentum = {} if momentum_schedule is None else {"momentum": momentum_schedule(state.step)}
+    direction, opt_state = tx.update(grads, state.opt_state, state.params, **momentum)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), learning_rate
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, {"learning_rate": learning_rate} | momentum
 
 
 def create_eval_step(model: nn.Module, mesh: Mesh) -> jax.stages.Wrapped:

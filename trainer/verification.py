@@ -13,12 +13,13 @@ import numpy as np
 from trainer import devices
 from trainer.batches import epoch_batches
 from trainer.config import Plan, TrainConfig
+from trainer.files import METRICS_FILE
 from trainer.inspection import inspect
 from trainer.job import Job, prepare
 from trainer.loop import train
 from trainer.programs import create_epoch_batches
-from trainer.records import METRICS_FILE
 from trainer.reductions import TREE
+from trainer.tables import rise_and_fall
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def verify_resume(config: TrainConfig, device_counts: Sequence[int]) -> list[Com
 
     The first run is on the first number of devices; the second changes to the next number at
     every stop. Both are real runs with real checkpoints, in a temporary folder. They are
-    num_steps long, or else a little more than an epoch.
+    num_steps or num_cycles long, or else a little more than an epoch.
 
     Args:
       config: the user's hyperparameters.
@@ -62,8 +63,9 @@ def verify_resume(config: TrainConfig, device_counts: Sequence[int]) -> list[Com
         unbroken, broken = Path(folder, "unbroken"), Path(folder, "broken")
         jobs = [_prepare(config, count, unbroken) for count in device_counts]
         plan = jobs[0].plan
-        points = stops(plan, config.num_steps)
-        num_steps = config.num_steps or max(points) + 2
+        asked_steps = config.asked_steps(plan.steps_per_cycle)
+        points = stops(plan, config.cycle_up_fraction, asked_steps)
+        num_steps = asked_steps or max(points) + 2
         logger.info("unbroken: %d steps on %s", num_steps, devices.describe(jobs[0].mesh))
         _train(config, num_steps, device_counts[0], unbroken)
         for i, (stop, why) in enumerate([*points.items(), (num_steps, "the end")]):
@@ -74,19 +76,20 @@ def verify_resume(config: TrainConfig, device_counts: Sequence[int]) -> list[Com
         return list(_compare(unbroken, broken, jobs, num_steps, promised))
 
 
-def stops(plan: Plan, num_steps: int | None) -> dict[int, str]:
+def stops(plan: Plan, cycle_up_fraction: float, num_steps: int | None) -> dict[int, str]:
     """Return the steps to stop at, in order, and what is telling about each.
 
     Args:
       plan: of the run.
+      cycle_up_fraction: of the run.
       num_steps: the length that the user asked for, or None.
     """
-    top = (plan.steps_per_cycle + 1) // 2
+    top, _ = rise_and_fall(plan.steps_per_cycle, cycle_up_fraction)
     found = {
         plan.steps_per_epoch: "at the end of an epoch",
         top // 2: "in mid-cycle, rising",
         top: "at the peak",
-        top + plan.steps_per_cycle // 4: "in mid-cycle, falling",
+        (top + plan.steps_per_cycle) // 2: "in mid-cycle, falling",
         plan.steps_per_cycle: "at the lowest rate",
     }
     limit = num_steps or max(found) + 1
@@ -126,7 +129,9 @@ def _train(config: TrainConfig, num_steps: int, num_devices: int, workdir: Path)
     try:
         for each in loud:
             each.setLevel(logging.WARNING)
-        train(dataclasses.replace(config, num_steps=num_steps, num_devices=num_devices), workdir)
+        config = dataclasses.replace(config, num_steps=num_steps, num_cycles=None)
+        config = dataclasses.replace(config, tensorboard=False, report=False)
+        train(dataclasses.replace(config, num_devices=num_devices), workdir)
     finally:
         for each, level in zip(loud, levels, strict=True):
             each.setLevel(level)
@@ -150,8 +155,13 @@ def _compare(
     )
     rates = [{x["step"]: x["learning_rate"] for x in run} for run in lines]
     yield Comparison("learning rates, unbroken run", num_steps, _first_difference(*rates))
-    formula = {step: float(jobs[0].schedule(step)) for step in steps}
-    yield Comparison("learning rates, formula", num_steps, _first_difference(formula, rates[1]))
+    formulas = {"learning_rate": jobs[0].schedule, "momentum": jobs[0].momentum_schedule}
+    for name, schedule in formulas.items():
+        if schedule is not None:
+            formula = {step: float(schedule(step)) for step in steps}
+            found = {x["step"]: x[name] for x in lines[1]}
+            what = f"{name.replace('_', ' ')}s, formula"
+            yield Comparison(what, num_steps, _first_difference(formula, found))
     losses = [{x["step"]: x["loss"] for x in run} for run in lines]
     yield Comparison("losses", num_steps, _first_difference(*losses), promised)
     yield _compare_batches(jobs, num_steps)

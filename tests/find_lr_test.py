@@ -1,0 +1,198 @@
+"""The range test as a user runs it: what it finds, what it writes, and what it leaves alone."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from trainer import cli
+from trainer.config import TrainConfig
+from trainer.errors import RunError, UsageError
+from trainer.find_lr import cycle_length, find_lr, flagfile
+from trainer.lock import WorkdirLock
+from trainer.loop import train
+from trainer.range_test import EXPONENTIAL
+
+FILES = ["find_lr.cfg", "find_lr.csv", "find_lr.png"]
+
+
+@pytest.fixture
+def mlp(config: TrainConfig) -> TrainConfig:
+    """Batches of 512 with all that a flagfile must carry away from its default."""
+    return dataclasses.replace(
+        config, batch_size=512, steps_per_cycle=None, standardize=True, nesterov=True, seed=3
+    )
+
+
+def parse(path: Path) -> tuple[TrainConfig, str]:
+    values = cli._define_flags()
+    assert cli._parse(values, ["trainer", f"--flagfile={path}"]) == "train"
+    given = {field.name: values[field.name].value for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**given), values.workdir
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_beside_a_run_that_holds_the_workdir(mlp: TrainConfig, tmp_path: Path) -> None:
+    """Nothing of the run changes, and the flagfile trains, elsewhere, with what was found."""
+    workdir = tmp_path / "run"
+    train(dataclasses.replace(mlp, num_steps=5, lr_max=0.1), workdir)
+    with WorkdirLock(epath.Path(workdir)):
+        before = contents(workdir)
+        found = find_lr(mlp, workdir, 1e-4, 10, 250, EXPONENTIAL)
+    after = contents(workdir)
+    assert sorted(after.keys() - before.keys()) == FILES
+    assert {name: after[name] for name in before} == before
+    config, other = parse(workdir / "find_lr.cfg")
+    assert config == dataclasses.replace(
+        mlp, lr_min=found["lr_min"], lr_max=found["lr_max"], steps_per_cycle=117
+    )
+    assert other == f"{workdir}-find_lr"
+    test = train(dataclasses.replace(config, num_epochs=1), other)
+    assert test["accuracy"] > 0.9
+    rates = [
+        json.loads(line)["learning_rate"]
+        for line in (Path(other) / "metrics.jsonl").read_text().splitlines()[:-1]
+    ]
+    assert min(rates) == pytest.approx(found["lr_min"])
+    assert max(rates) == pytest.approx(found["lr_max"])
+
+
+def test_the_steps_are_those_of_training(mlp: TrainConfig, tmp_path: Path) -> None:
+    """With a rate that hardly rises, on other devices, it is the run at a constant rate."""
+    on_four = dataclasses.replace(mlp, num_devices=4)
+    with pytest.raises(RunError, match="no clear answer"):
+        find_lr(on_four, tmp_path / "range", 0.01, 0.01 + 1e-8, 40, EXPONENTIAL)
+    constant = dataclasses.replace(mlp, lr_schedule="constant", lr_max=0.01, num_steps=40)
+    train(constant, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:40]
+    losses = [json.loads(line)["loss"] for line in lines]
+    table = np.loadtxt(tmp_path / "range" / "find_lr.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(table[:, 2], losses, rtol=1e-5)
+
+
+def test_stops_early_where_the_loss_diverges(
+    mlp: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, "trainer"),
+        pytest.raises(RunError, match="no clear answer: the loss diverged at"),
+    ):
+        find_lr(mlp, tmp_path, 0.1, 1e4, 200, EXPONENTIAL)
+    rows = (tmp_path / "find_lr.csv").read_text().splitlines()
+    assert rows[0] == "step,learning_rate,loss,accuracy,smoothed_loss,smoothed_accuracy"
+    rates = [float(row.split(",")[1]) for row in rows[1:]]
+    assert 2 < len(rates) < 200
+    expected = np.geomspace(0.1, 1e4, 200).astype(np.float32)[: len(rates)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    assert f"stopped early: the loss diverged at step {len(rates) - 1} of 200" in caplog.text
+    assert not (tmp_path / "find_lr.cfg").exists()
+
+
+def test_no_clear_answer_leaves_no_flagfile(
+    mlp: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "find_lr.cfg").write_text("--lr_max=1\n")
+    with (
+        caplog.at_level(logging.INFO, "trainer"),
+        pytest.raises(RunError, match="the accuracy never rose, up to 1e-06; raise --find_lr_max"),
+    ):
+        find_lr(mlp, tmp_path, 1e-7, 1e-6, 40, EXPONENTIAL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES[1:]
+    assert "40 steps from fresh parameters" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--find_lr_min=0"], "--find_lr_min=0 cannot rise by equal factors; valid: more than 0"),
+        (["--find_lr_min=-1"], "--find_lr_min=-1.0 is not valid; valid: a finite number"),
+        (["--find_lr_max=nan"], "--find_lr_max=nan is not valid; valid: a finite number"),
+        (["--find_lr_min=0.1", "--find_lr_max=0.1"], "--find_lr_min=0.1 is not below"),
+        (["--find_lr_steps=39"], "--find_lr_steps=39 is not valid; valid: 40 and more"),
+        (
+            ["--find_lr_ramp=log"],
+            "flag --find_lr_ramp=log: value should be one of <exponential",
+        ),
+        (["--lr_schedule=constant"], "--lr_schedule=constant has one rate"),
+        (["--batch_size=70000"], "--batch_size=70000 is more than the 60000 training examples"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    message: str,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "_configure_devices", lambda config: None)  # The tests' own stay.
+    flags = [f"--data_dir={data_dir}", f"--workdir={tmp_path}/run", "--num_devices=2"]
+    assert cli.run(["trainer", "find_lr", *arguments, *flags]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {message}")
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_cannot_be_made(mlp: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is not a folder"):
+        find_lr(mlp, tmp_path / "file" / "run", 1e-4, 1, 40, EXPONENTIAL)
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        (TrainConfig(), 468),
+        (TrainConfig(num_epochs=1), 468),
+        (TrainConfig(num_steps=200), 200),
+        (TrainConfig(num_steps=1), 2),
+        (TrainConfig(batch_size=64), 937),
+    ],
+)
+def test_a_cycle_is_an_epoch_or_the_whole_run(config: TrainConfig, steps: int) -> None:
+    assert cycle_length(config.plan(60000)) == steps
+
+
+def test_every_value_comes_back_from_the_flagfile(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data_dir="/a folder/with spaces #",
+        batch_size=96,
+        num_steps=7,
+        lr_min=1.25e-7,
+        optimizer="adamw",
+        steps_per_cycle=5,
+        platform="cpu",
+        gradient_shards=4,
+        nesterov=True,
+    )
+    path = tmp_path / "a.cfg"
+    path.write_text(flagfile(config, "runs/a b", ["of a test", "# of it"]))
+    assert parse(path) == (config, "runs/a b")
+
+
+def test_the_command(trainer, tmp_path: Path) -> None:
+    flags = ("--model=mlp", "--batch_size=512", "--find_lr_steps=200", "--workdir=run")
+    done = trainer("find_lr", *flags, "--num_steps=60")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == ["lr_min", "lr_max", "steps_per_cycle", "steepest_loss"]
+    assert "Traceback" not in done.stderr
+    assert "python -m trainer --flagfile=run/find_lr.cfg" in done.stderr
+    trained = trainer("--flagfile=run/find_lr.cfg")
+    assert trained.returncode == 0, trained.stderr
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        [*FILES, "checkpoints", "config.json", "lock", "metrics.jsonl", "report.png", "tensorboard"]
+    )
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps_per_cycle"] == 60

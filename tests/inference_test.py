@@ -1,0 +1,251 @@
+"""Digits in files are read right, and an exported network says what the trainer says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer import cli, devices
+from trainer.checkpoints import Checkpointer
+from trainer.config import TrainConfig
+from trainer.datasets import Dataset
+from trainer.errors import UsageError
+from trainer.export import EXPORT_FILE, export
+from trainer.inference import Predictor
+from trainer.inspection import restore_model
+from trainer.loop import train
+from trainer.models import scale_pixels
+
+DIGITS = sorted((Path(__file__).parent / "digits").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third of configs/fast.cfg: about 98 % on the test split."""
+    path = tmp_path_factory.mktemp("run")
+    config = TrainConfig(
+        data_dir=str(data_dir),
+        batch_size=64,
+        num_steps=300,
+        steps_per_cycle=300,
+        lr_min=2e-4,
+        lr_max=8e-3,
+        optimizer="adamw",
+        nesterov=True,
+        standardize=True,
+        num_devices=2,
+    )
+    train(config, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(workdir: Path) -> Predictor:
+    return Predictor(workdir)
+
+
+@pytest.fixture(scope="module")
+def reference(workdir: Path):
+    """Logits without the function under test: images uint8[B, 28, 28, 1] -> float32[B, 10]."""
+    restored, model = restore_model(workdir, devices.create_mesh("cpu", 1))
+    inputs = restored.meta["inputs"]
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        scaled = scale_pixels(images, np.float32(inputs["mean"]), np.float32(inputs["std"]))
+        return np.asarray(model.apply({"params": restored.state.params}, scaled), np.float64)
+
+    return logits
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_fifteen_pictures(predictor: Predictor) -> None:
+    answers = list(predictor.predict([str(path) for path in DIGITS]))
+    assert len(answers) == 15
+    assert [answer["file"] for answer in answers] == [str(path) for path in DIGITS]
+    right = [answer["digit"] == int(Path(answer["file"]).name[0]) for answer in answers]
+    assert sum(right) >= 13
+    for answer in answers:
+        assert list(answer) == ["file", "digit", "probabilities"]
+        assert len(answer["probabilities"]) == 10
+        assert sum(answer["probabilities"]) == pytest.approx(1, rel=1e-5)
+        assert answer["digit"] == int(np.argmax(answer["probabilities"]))
+
+
+def paint(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """A digit of random size and place, in random colours that differ, in uneven light."""
+    side, room = int(rng.integers(20, 150)), rng.uniform(1, 2.5, 2)
+    height, width = (int(side * factor) for factor in room)
+    y, x = (int(rng.integers(0, length - side + 1)) for length in (height, width))
+    part = np.zeros((height, width, 1))
+    large = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
+    part[y : y + side, x : x + side, 0] = np.asarray(large) / 255
+    ink, background = rng.uniform(0, 1, (2, 3))
+    while abs(ink.mean() - background.mean()) < 0.3:
+        ink = rng.uniform(0, 1, 3)
+    slope = rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, width)[None, :, None]
+    noise = rng.normal(0, rng.uniform(0, 0.05), (height, width, 1))
+    colours = background * (1 - part) + ink * part + slope + noise
+    return Image.fromarray(np.uint8(255 * colours.clip(0, 1)))
+
+
+def test_two_hundred_painted_digits(predictor: Predictor, mnist: Dataset, tmp_path: Path) -> None:
+    """More than one batch, the last one not full."""
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{number}.png") for number in range(200)]
+    for path, image in zip(paths, mnist.test_images[:200, ..., 0], strict=True):
+        paint(image, rng).save(path)
+    answers = list(predictor.predict(paths))
+    assert [answer["file"] for answer in answers] == paths
+    digits = np.array([answer["digit"] for answer in answers])
+    assert (digits == mnist.test_labels[:200]).mean() >= 0.95
+
+
+def test_probabilities_are_those_of_the_network(
+    predictor: Predictor, reference, mnist: Dataset
+) -> None:
+    images = mnist.test_images[:50]
+    found = np.asarray(predictor.infer(images))
+    np.testing.assert_allclose(found, softmax(reference(images)), rtol=1e-4, atol=1e-12)
+
+
+def test_predict_answers_what_it_can(trainer, workdir: Path, tmp_path: Path) -> None:
+    Image.new("L", (60, 60), 200).save(tmp_path / "blank.png")
+    files = [DIGITS[0], tmp_path / "blank.png", tmp_path / "missing.png", DIGITS[1]]
+    done = trainer("predict", *map(str, files), f"--workdir={workdir}")
+    assert done.returncode == 1
+    names = [json.loads(line)["file"] for line in done.stdout.splitlines()]
+    assert names == list(map(str, DIGITS[:2]))
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path}/blank.png: blank: nothing stands out from the background",
+        f"error: {tmp_path}/missing.png: No such file or directory",
+    ]
+
+
+def test_predict_as_a_user_does(trainer, workdir: Path) -> None:
+    """The data set is not read: there is none where --data_dir says."""
+    done = trainer("predict", *map(str, DIGITS), f"--workdir={workdir}", "--data_dir=nowhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == list(map(str, DIGITS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "predict: no files given"),
+        (["export", "a.png"], "unexpected argument 'a.png'"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.run(["trainer", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("command", [Predictor, lambda workdir: export(workdir, None)])
+def test_no_checkpoint(command, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no checkpoint in"):
+        command(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def copied(workdir: Path, target: Path, dataset: str) -> Path:
+    """The same run, as if it had been trained on another data set."""
+    restored, _ = restore_model(workdir, devices.create_mesh("cpu", 1))
+    meta = restored.meta | {"config": restored.meta["config"] | {"dataset": dataset}}
+    with Checkpointer(target, keep=1) as checkpointer:
+        checkpointer.save(restored.state, restored.step, meta)
+    return target
+
+
+def test_other_data_sets(workdir: Path, tmp_path: Path) -> None:
+    fashion = Predictor(copied(workdir, tmp_path / "fashion", "fashion_mnist"))
+    (answer,) = fashion.predict([str(DIGITS[0])])
+    assert list(answer) == ["file", "label", "probabilities"]
+    foreign = Predictor(copied(workdir, tmp_path / "foreign", "cifar10"))
+    with pytest.raises(UsageError, match="--dataset=cifar10"):
+        list(foreign.predict([str(DIGITS[0])]))
+
+
+# The few lines of the README, in a Python that could have jax, numpy and flatbuffers alone.
+PROGRAM = """
+import sys
+import jax, jax.export, numpy as np
+images = np.load(sys.argv[2])
+network = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+assert network.platforms == ("cpu", "cuda", "tpu"), network.platforms
+answers = [network.call(images[:count]) for count in (1, 2, 7, 64, 150)]
+np.savez(sys.argv[3], *answers)
+foreign = {"trainer", "flax", "optax", "orbax", "tensorflow_datasets", "absl", "PIL"}
+assert not foreign & set(sys.modules), foreign & set(sys.modules)
+"""
+
+
+def test_an_export_needs_jax_alone(
+    workdir: Path, reference, mnist: Dataset, tmp_path: Path
+) -> None:
+    output = tmp_path / "digits.jaxexport"
+    done = export(workdir, output)
+    assert (done["step"], done["platforms"]) == (300, ["cpu", "cuda", "tpu"])
+    assert (done["input"], done["output"]) == ("uint8[n,28,28,1]", "float32[n,10]")
+    images = mnist.test_images[:150]
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", PROGRAM, output, tmp_path / "images.npy", tmp_path / "out.npz"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        command, check=True, cwd=tmp_path, env=environment | {"JAX_PLATFORMS": "cpu"}, timeout=300
+    )
+    expected = softmax(reference(images))
+    for answer, count in zip(
+        np.load(tmp_path / "out.npz").values(), (1, 2, 7, 64, 150), strict=True
+    ):
+        assert (answer.shape, answer.dtype) == ((count, 10), np.float32)
+        np.testing.assert_allclose(answer, expected[:count], rtol=1e-4, atol=1e-12)
+
+
+def test_an_export_lies_in_the_workdir_and_replaces_its_like(
+    trainer, workdir: Path, tmp_path: Path
+) -> None:
+    run = copied(workdir, tmp_path / "run", "mnist")
+    done = trainer("export", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert found["file"] == str(run / EXPORT_FILE)
+    assert found["bytes"] == (run / EXPORT_FILE).stat().st_size
+    before = (run / EXPORT_FILE).stat().st_mtime_ns
+    export(run, None)
+    assert (run / EXPORT_FILE).stat().st_mtime_ns > before
+    assert {path.name for path in run.iterdir()} == {"checkpoints", EXPORT_FILE}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("thesis.pdf", "there is a file that is no export"),
+        ("empty", "there is a file that is no export"),
+        ("folder", "it is a folder"),
+        ("missing/file", "cannot be written: No such file or directory"),
+        ("thesis.pdf/file", "cannot be written: Not a directory"),
+    ],
+)
+def test_an_export_overwrites_nothing_else(
+    workdir: Path, tmp_path: Path, output: str, message: str
+) -> None:
+    (tmp_path / "thesis.pdf").write_text("years of work")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=message):
+        export(workdir, tmp_path / output)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.pdf", "empty", "folder"}
+    assert (tmp_path / "thesis.pdf").read_text() == "years of work"

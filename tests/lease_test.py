@@ -1,0 +1,117 @@
+"""One writer a workdir in a bucket: by conditional writes, for as long as it says so."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from etils import epath
+
+from trainer.errors import RunError, UsageError
+from trainer.lock import LOCK_FILE, WorkdirLock
+
+HOLD = (
+    "import sys, time; from etils import epath; from trainer.lease import Lease\n"
+    "with Lease(epath.Path(sys.argv[1]), 'the other trainer', seconds=float(sys.argv[2])):\n"
+    "    print('locked', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def lease(remote_workdir: str):
+    """Make leases of one path."""
+    from trainer.lease import Lease
+
+    path = epath.Path(remote_workdir) / LOCK_FILE
+    return lambda holder="this trainer", seconds=60.0: Lease(path, holder, seconds)
+
+
+@pytest.fixture
+def holder(remote_workdir: str):
+    """Another process that holds the lease, 2 s at a time."""
+    command = [sys.executable, "-c", HOLD, f"{remote_workdir}/{LOCK_FILE}", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_lease_is_kept_while_its_holder_lives_and_free_when_it_was_killed(holder, lease) -> None:
+    time.sleep(3)
+    message = r"is being written by the other trainer, which said so \d s ago; valid: another"
+    with pytest.raises(UsageError, match=message), lease():
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with pytest.raises(UsageError, match=r"if it was killed, in [12] s"), lease():
+        pass
+    time.sleep(2.1)
+    with lease() as taken:
+        taken.confirm()
+
+
+def test_a_lease_that_was_given_back_is_free(lease) -> None:
+    for _ in range(3):
+        with lease() as taken:
+            taken.confirm()
+
+
+def test_a_copy_of_a_local_lock_file_is_free(lease, remote_workdir: str) -> None:
+    (epath.Path(remote_workdir) / LOCK_FILE).write_text("process 1 on another host\n")
+    with lease() as taken:
+        taken.confirm()
+
+
+def test_of_many_at_once_one_gets_it(lease) -> None:
+    start, done, results = threading.Barrier(8), threading.Barrier(8), []
+
+    def take(number: int) -> None:
+        start.wait()
+        try:
+            with lease(f"trainer {number}"):
+                results.append("taken")
+                done.wait()
+        except UsageError:
+            results.append("refused")
+            done.wait()
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["refused"] * 7 + ["taken"]
+
+
+def test_who_lost_it_is_told_who_has_it(lease) -> None:
+    with lease("the paused one", seconds=0.2) as lost:
+        # As in a machine that was suspended: nothing renews it.
+        lost._closing.set()
+        time.sleep(0.3)
+        with lease("the next one") as taken:
+            with pytest.raises(RunError, match="is being written by the next one now"):
+                lost.confirm()
+            taken.confirm()
+    with lease():
+        pass
+
+
+def test_an_answer_that_was_lost_on_its_way_loses_no_lease(lease) -> None:
+    with lease() as taken:
+        before = taken._generation
+        taken.confirm()
+        # As if this trainer had never heard that the write above was done.
+        taken._generation = before
+        taken.confirm()
+        assert taken._generation > before
+
+
+def test_the_lock_of_a_workdir_in_a_bucket_is_a_lease(remote_workdir: str) -> None:
+    message = f"--workdir={remote_workdir} is being written by process .* on "
+    with WorkdirLock(remote_workdir) as lock:
+        lock.confirm()
+        with pytest.raises(UsageError, match=message), WorkdirLock(remote_workdir):
+            pass
