@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trainer import processes
+from trainer import rollcall
+from trainer.cluster import Cluster, find_cluster
 from trainer.errors import RunError, UsageError
-from trainer.processes import Cluster, find_cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -38,9 +38,7 @@ def start(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable]:
     started = []
 
     def start_one(index: int, count: int, port: int, *flags: str, patch: str = "", **options):
-        code = (
-            f"import sys; from trainer import cli, processes; {patch or None}; cli.main(sys.argv)"
-        )
+        code = f"import sys; from trainer import cli, rollcall; {patch or None}; cli.main(sys.argv)"
         arguments = [
             f"--coordinator_address=127.0.0.1:{port}",
             f"--num_processes={count}",
@@ -147,7 +145,7 @@ def test_unshared_workdir_is_refused(start, tmp_path: pathlib.Path) -> None:
 
 def test_missing_process_is_named(start) -> None:
     port = free_port()
-    patch = "processes._ROLL_CALL_SECONDS = 3"
+    patch = "rollcall._ROLL_CALL_SECONDS = 3"
     pair = [start(i, 3, port, *LONG, "--workdir=run", patch=patch) for i in range(2)]
     for process in pair:
         _, error = process.communicate(timeout=120)
@@ -158,7 +156,7 @@ def test_missing_process_is_named(start) -> None:
 
 def test_missing_first_process_is_named(start) -> None:
     port = free_port()
-    patch = "processes._ROLL_CALL_SECONDS = 1"
+    patch = "rollcall._ROLL_CALL_SECONDS = 1"
     process = start(1, 2, port, *LONG, "--workdir=run", patch=patch)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
@@ -313,9 +311,9 @@ def roll_call(hellos: list[tuple[int, int, dict]], count: int = 3) -> list[objec
         cluster = Cluster(f"127.0.0.1:{port}", number, index)
         return threading.Thread(target=take_part, args=(slot, call, cluster, settings))
 
-    threads = [thread(0, processes._call_roll, 0, count, {"lr_max": 0.1})]
+    threads = [thread(0, rollcall._call_roll, 0, count, {"lr_max": 0.1})]
     for slot, hello in enumerate(hellos, start=1):
-        threads.append(thread(slot, processes._report, *hello))
+        threads.append(thread(slot, rollcall._report, *hello))
     for each in threads:
         each.start()
     for each in threads:
@@ -346,3 +344,17 @@ def test_processes_that_disagree_are_refused(hellos: list, message: str) -> None
     for end in roll_call(hellos):
         assert isinstance(end, UsageError)
         assert message in str(end)
+
+
+def test_error_that_nobody_foresaw_ends_both(start) -> None:
+    port = free_port()
+    patch = "from trainer import loop; loop.describe = None"
+    quick = "import trainer.processes as p; p._VERDICT_SECONDS = 0.5"
+    first = start(0, 2, port, *LONG, "--workdir=run", patch=f"{patch}; {quick}")
+    second = start(1, 2, port, *LONG, "--workdir=run")
+    errors = [process.communicate(timeout=120)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (2, 2), errors
+    assert "Traceback" in errors[0]
+    assert "error: process 0 on " in errors[1]
+    assert "TypeError: 'NoneType' object is not callable" in errors[1]
+    assert "Traceback" not in errors[1]

@@ -106,10 +106,9 @@ def run(argv: list[str]) -> int:
 def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     """Train, or resume, or say that the run is complete."""
     from trainer import processes
+    from trainer.cluster import find_cluster
 
-    cluster = processes.find_cluster(
-        config.coordinator_address, config.num_processes, config.process_id
-    )
+    cluster = find_cluster(config.coordinator_address, config.num_processes, config.process_id)
     _configure_devices(config, cluster.num_processes if cluster else 1)
     from trainer import job, loop
 
