@@ -30,7 +30,7 @@ def mlp(config: TrainConfig) -> TrainConfig:
 
 def parse(path: Path) -> tuple[TrainConfig, str]:
     values = cli._define_flags()
-    assert cli._parse(values, ["trainer", f"--flagfile={path}"]) == "train"
+    assert cli._parse(values, ["trainer", f"--flagfile={path}"]) == ["train"]
     given = {field.name: values[field.name].value for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**given), values.workdir
 

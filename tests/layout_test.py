@@ -38,7 +38,8 @@ LAYERS = [
     {"steps", "checkpoints", "replicas"},
     {"evaluation", "records", "recovery"},
     {"job"},
-    {"programs", "inspection"},
+    {"claim", "programs", "inspection", "resume"},
+    {"startup"},
     {"loop", "inference"},
     {"verification", "export", "find_lr"},
     {"cli"},
@@ -103,7 +104,8 @@ def test_each_library_has_one_user() -> None:
     assert imports_of("PIL") == {"images", "ink"}
     assert imports_of("tensorboardX") == {"tensorboard"}
     assert imports_of("matplotlib") == {"figures"}
-    assert imports_of("google") == {"storage", "lease"}
+    assert imports_of("google.cloud") == {"storage"}
+    assert imports_of("google.api_core") == {"storage", "lease"}
 
 
 def test_only_steps_and_reductions_talk_between_devices() -> None:

@@ -131,7 +131,7 @@ def test_unshared_workdir_is_refused(start, tmp_path: pathlib.Path) -> None:
     for folder in folders:
         folder.mkdir()
     port = free_port()
-    patch = "from trainer import loop; loop._SHARED_SECONDS = 0.5"
+    patch = "from trainer import claim; claim._SHARED_SECONDS = 0.5"
     pair = [
         start(i, 2, port, *LONG, "--workdir=run", cwd=folders[i], patch=patch) for i in range(2)
     ]

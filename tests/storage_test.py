@@ -8,21 +8,24 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from etils import epath
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import loop, storage
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
+from trainer.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE
 from trainer.inspection import inspect
 from trainer.job import prepare
 from trainer.lock import LOCK_FILE, WorkdirLock
-from trainer.loop import CONFIG_FILE, train
-from trainer.records import METRICS_FILE
+from trainer.loop import train
+from trainer.records import TENSORBOARD_DIR
 
 
 def steps(workdir: epath.PathLike) -> list[dict]:
@@ -43,6 +46,7 @@ def short(config: TrainConfig) -> TrainConfig:
 def test_a_run_in_a_bucket_is_the_local_run(
     short: TrainConfig, remote_workdir: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    short = dataclasses.replace(short, tensorboard=True, report=True)
     train(short, tmp_path)
     # Every call starts with an empty folder for its records, as a new machine does.
     train(dataclasses.replace(short, num_steps=12), remote_workdir)
@@ -52,10 +56,32 @@ def test_a_run_in_a_bucket_is_the_local_run(
     assert inspect(remote_workdir)["digests"] == inspect(tmp_path)["digests"]
     assert steps(remote_workdir) == steps(tmp_path)
     found = names(epath.Path(remote_workdir))
-    assert found == {"checkpoints", LOCK_FILE, CONFIG_FILE, METRICS_FILE}
+    assert found == {
+        "checkpoints",
+        LOCK_FILE,
+        CONFIG_FILE,
+        METRICS_FILE,
+        RESUMES_FILE,
+        "report.png",
+        TENSORBOARD_DIR,
+    }
+    assert scalar_steps(epath.Path(remote_workdir) / TENSORBOARD_DIR) == list(range(25))
     local = (tmp_path / CONFIG_FILE).read_text()
     assert (epath.Path(remote_workdir) / CONFIG_FILE).read_text() == local
     assert train(short, remote_workdir) is None
+
+
+def scalar_steps(folder: epath.Path) -> list[int]:
+    """The steps of the learning rate that TensorBoard shows, file by file."""
+    found = []
+    for path in folder.iterdir():
+        with tempfile.TemporaryDirectory() as copy:
+            (epath.Path(copy) / path.name).write_bytes(path.read_bytes())
+            board = EventAccumulator(copy)
+            board.Reload()
+            tags = [tag for tag in board.Tags()["scalars"] if "learning_rate" in tag]
+            found += [event.step for tag in tags for event in board.Scalars(tag)]
+    return found
 
 
 def test_a_run_goes_on_where_it_was_copied_to(

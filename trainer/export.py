@@ -9,6 +9,7 @@ from etils import epath
 
 from trainer.errors import RunError, UsageError
 from trainer.inference import Predictor
+from trainer.storage import write_whole
 
 EXPORT_FILE = "model.jaxexport"
 
@@ -73,10 +74,8 @@ def _is_export(path: epath.Path) -> bool:
 
 def _write(path: epath.Path, content: bytes | bytearray) -> None:
     """Write a file whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
     try:
-        new.write_bytes(bytes(content))
-        new.replace(path)
+        write_whole(path, bytes(content))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise UsageError(
             f"--output={path} cannot be written: {error.strerror}; valid: a file in a folder that "

@@ -18,7 +18,6 @@ from trainer.config import Plan, TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.files import CONFIG_FILE, replace_file
 from trainer.job import Job, check_writable, prepare
-from trainer.loop import start
 from trainer.range_test import (
     EXPONENTIAL,
     FEWEST_STEPS,
@@ -28,6 +27,7 @@ from trainer.range_test import (
     ramp,
     window_of,
 )
+from trainer.startup import start
 from trainer.storage import open_workdir
 
 logger = logging.getLogger(__name__)

@@ -43,16 +43,17 @@ def main() -> None:
 
 def measure(rounds: int, data_dir: str) -> tuple[list[float], list[float]]:
     """Return the seconds of each turn, without and with a checkpoint."""
-    from trainer import loop
     from trainer.checkpoints import Checkpointer
     from trainer.config import TrainConfig
     from trainer.job import prepare
     from trainer.records import Records
+    from trainer.resume import checkpoint_meta
+    from trainer.startup import start
 
     seconds: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory() as workdir:
         job = prepare(TrainConfig(data_dir=data_dir), workdir)
-        programs, data, state = loop.start(job, None)
+        programs, data, state = start(job, None)
         batches = programs.epoch_batches(state.step)
         with (
             Checkpointer(workdir, keep=2) as checkpointer,
@@ -63,7 +64,7 @@ def measure(rounds: int, data_dir: str) -> tuple[list[float], list[float]]:
                 begin = time.perf_counter()
                 if turn % 2:
                     programs.check_replicas(state)
-                    meta = loop.checkpoint_meta(job, data, step, records)
+                    meta = checkpoint_meta(job, data.inputs, step, records.last_learning_rate)
                     checkpointer.save(state, step, meta)
                 for _ in range(_TURN):
                     state, metrics = programs.train_step(state, data.train, batches)

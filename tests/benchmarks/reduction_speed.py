@@ -38,9 +38,9 @@ def main() -> None:
 
 def measure(batch_size: int, rounds: int, data_dir: str) -> dict[tuple[str, int], list[float]]:
     """Return the seconds of each turn of each form."""
-    from trainer import loop
     from trainer.config import TrainConfig
     from trainer.job import prepare
+    from trainer.startup import start
 
     config = TrainConfig(batch_size=batch_size, data_dir=data_dir)
     forms = {}
@@ -48,7 +48,7 @@ def measure(batch_size: int, rounds: int, data_dir: str) -> dict[tuple[str, int]
         for reduction in _REDUCTIONS:
             for count in _COUNTS:
                 given = dataclasses.replace(config, reduction=reduction, num_devices=count)
-                programs, data, state = loop.start(prepare(given, workdir), None)
+                programs, data, state = start(prepare(given, workdir), None)
                 forms[reduction, count] = [
                     programs,
                     data,
