@@ -50,13 +50,12 @@ def test_every_flagfile_is_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu_8", "tpu_v5e_8"])
-def test_flagfiles_for_eight_devices(trainer, tmp_path: Path, name: str) -> None:
+def test_flagfiles_for_eight_devices(trainer, name: str) -> None:
     flagfile = f"--flagfile={ROOT}/configs/{name}.cfg"
     done = trainer("--dry_run", "--num_cpu_devices=8", flagfile)
     assert done.returncode == 0, done.stderr
     assert "each 128 of the 1024 examples" in done.stderr
     assert ", 1 cycles of" in done.stderr
-    assert not (tmp_path / "runs").exists()
 
 
 def test_later_flags_win() -> None:

@@ -97,7 +97,11 @@ class Cloud:
         shutil.copytree(ROOT / "launch", self.repository / "launch")
         (self.repository / "trainer" / "__main__.py").write_text(TRAINER)
         (self.repository / "trainer" / "__init__.py").touch()
-        for words in ("init -q", "add -A", "-c user.name=a -c user.email=a commit -qm first"):
+        for words in (
+            "init -q",
+            "add -A",
+            "-c user.name=a -c user.email=a -c commit.gpgsign=false commit -qm first",
+        ):
             subprocess.run(["git", *words.split()], cwd=self.repository, check=True)
 
     def workers(self, count: int) -> None:
@@ -162,6 +166,8 @@ def short(call: list[str]) -> str:
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
     """One without a TPU VM."""
+    if missing := [name for name in ("git", "flock") if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     made = Cloud(tmp_path)
     yield made
     for pid in made.trainers():

@@ -88,6 +88,7 @@ def alive(pid: int) -> bool:
 def local(tmp_path: Path):
     """Start launch/local.py with a stand-in for the trainer that runs the given lines."""
     processes = []
+    inherited = {key: os.environ[key] for key in os.environ if key != "CUDA_VISIBLE_DEVICES"}
 
     def start(lines: str, *arguments: str, **environment: str) -> Started:
         (tmp_path / "trainer").mkdir(exist_ok=True)
@@ -97,7 +98,7 @@ def local(tmp_path: Path):
             process = subprocess.Popen(
                 [sys.executable, str(LOCAL), *arguments],
                 cwd=tmp_path,
-                env=os.environ | environment,
+                env=inherited | environment,
                 stdout=out,
                 stderr=err,
             )
