@@ -8,7 +8,7 @@ from trainer.config import TrainConfig
 from trainer.config_changes import check_config_change
 from trainer.errors import RunError, UsageError
 
-STORED = TrainConfig().resolve(TrainConfig().plan(60000), "tree")
+STORED = TrainConfig().resolve(TrainConfig().plan(60000), "tree", 1)
 
 
 def check(allowed: tuple[str, ...] = (), **changed) -> dict:

@@ -79,9 +79,9 @@ def test_cycles_override_epochs(given: dict) -> None:
     config = TrainConfig(num_cycles=7, **given)
     plan = config.plan(60000)
     assert plan.num_steps == 7 * plan.steps_per_cycle
-    resolved = config.resolve(plan, "tree")
+    resolved = config.resolve(plan, "tree", 1)
     assert (resolved.num_steps, resolved.num_cycles) == (plan.num_steps, None)
-    assert resolved.resolve(resolved.plan(60000), "tree") == resolved
+    assert resolved.resolve(resolved.plan(60000), "tree", 1) == resolved
 
 
 def test_what_an_older_version_stored_has_the_defaults_of_what_it_lacks() -> None:
@@ -98,10 +98,10 @@ def test_what_a_newer_version_stored_is_refused_by_name() -> None:
 
 def test_resolving_twice_is_resolving_once() -> None:
     config = TrainConfig(batch_size=100, num_epochs=3)
-    resolved = config.resolve(config.plan(60000), "tree")
+    resolved = config.resolve(config.plan(60000), "tree", 1)
     assert resolved.num_steps == 1800
     assert resolved.reduction == "tree"
-    assert resolved.resolve(resolved.plan(60000), resolved.reduction) == resolved
+    assert resolved.resolve(resolved.plan(60000), resolved.reduction, 1) == resolved
 
 
 @pytest.mark.parametrize(

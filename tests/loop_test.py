@@ -19,6 +19,7 @@ from trainer.models import create_model
 from trainer.optimizers import create_optimizer
 from trainer.schedules import create_momentum_schedule, create_triangular_schedule
 from trainer.state import TrainState, abstract_train_state, train_state_init
+from trainer.steps import choose_steps_per_call
 
 
 def stored_state(workdir: Path, step: int, model: str = "mlp") -> TrainState:
@@ -76,7 +77,7 @@ def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
     assert test["accuracy"] > 0.8
     assert train_lines[-1]["loss"] < train_lines[0]["loss"]
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert TrainConfig(**stored) == config.resolve(config.plan(60000), "tree")
+    assert TrainConfig(**stored) == config.resolve(config.plan(60000), "tree", 1)
 
 
 def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
@@ -260,3 +261,57 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [record.message.startswith("no picture of the run: ") for record in warnings] == [True]
     assert "\n" not in warnings[0].message
+
+
+@pytest.mark.parametrize("momentum", [{}, {"momentum_min": 0.8, "momentum_max": 0.95}])
+def test_steps_in_calls_are_the_steps_one_by_one(
+    config: TrainConfig, tmp_path: Path, momentum: dict[str, float]
+) -> None:
+    """The same program takes any number of steps, so stops that shift the calls change no bit."""
+    config = dataclasses.replace(config, reduction="allreduce", num_steps=45, **momentum)
+    train(config, tmp_path / "one")
+    several = dataclasses.replace(config, steps_per_call=8)
+    train(several, tmp_path / "several")
+    for stop in (3, 14, 27, 45):
+        train(dataclasses.replace(several, num_steps=stop), tmp_path / "stopped")
+    one, unbroken, stopped = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("one", "several", "stopped")
+    )
+    digests = [inspection.inspect(tmp_path / run)["digests"] for run in ("several", "stopped")]
+    assert digests[0] == digests[1]
+    assert [x for x in stopped if x["split"] == "train"] == [
+        x for x in unbroken if x["split"] == "train"
+    ]
+    # Tests, checkpoints and the ends of epochs cut calls short: all is where it was.
+    assert [(x["split"], x["step"]) for x in unbroken] == [(x["split"], x["step"]) for x in one]
+    assert [p.name for p in sorted((tmp_path / "several/checkpoints").iterdir())] == [
+        p.name for p in sorted((tmp_path / "one/checkpoints").iterdir())
+    ]
+    for name in ("learning_rate", "momentum", "loss"):
+        values = [[x[name] for x in run if name in x] for run in (one, unbroken)]
+        np.testing.assert_allclose(*values, rtol=0 if name != "loss" else 1e-5)
+
+
+def test_several_steps_a_call_and_the_tree_exclude_each_other(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, reduction="tree", steps_per_call=2)
+    with pytest.raises(UsageError, match="--steps_per_call=2 with --reduction=tree"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "reduction", "platform", "chosen"),
+    [
+        (0, "allreduce", "cpu", 1),
+        (0, "tree", "gpu", 1),
+        (0, "allreduce", "gpu", 32),
+        (0, "allreduce", "tpu", 32),
+        (4, "allreduce", "cpu", 4),
+        (1, "allreduce", "gpu", 1),
+    ],
+)
+def test_steps_per_call(asked: int, reduction: str, platform: str, chosen: int) -> None:
+    assert choose_steps_per_call(asked, reduction, platform) == chosen

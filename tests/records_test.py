@@ -34,7 +34,7 @@ def write(
 ) -> None:
     with Records(epath.Path(workdir), CONFIG, PLAN, first) as records:
         for step in range(first, last):
-            records.train(step, metrics(step))
+            records.train(step, 1, metrics(step))
             if step + 1 in tests:
                 records.test(step + 1, sums())
         if flush:
@@ -61,7 +61,7 @@ def test_lines_are_as_specified(tmp_path: Path) -> None:
 def test_the_host_reads_late_and_flush_reads_all(tmp_path: Path) -> None:
     with Records(epath.Path(tmp_path), CONFIG, PLAN, 0) as records:
         for step in range(40):
-            records.train(step, metrics(step))
+            records.train(step, 1, metrics(step))
         assert 0 < len(lines(tmp_path)) < 40
         records.flush()
         assert len(lines(tmp_path)) == 40
@@ -104,7 +104,7 @@ def test_the_rate_counts_this_process_only(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("trainer.progress.time.monotonic", lambda: next(clock))
     with Records(epath.Path(tmp_path), CONFIG, PLAN, 80) as records:
         for step in range(80, 90):
-            records.train(step, metrics(step))
+            records.train(step, 1, metrics(step))
         records.flush()
         # 10 steps of 50 images in 10 s, although the run stands at step 90.
         assert records.summary().startswith("10 steps in 10.0 s (50 images/s")

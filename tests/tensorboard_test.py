@@ -43,7 +43,7 @@ def write(
                 "accuracy": jnp.float32(0.5),
                 "learning_rate": jnp.float32(0.1 + step / 1000),
             }
-            records.train(step, metrics | more(step))
+            records.train(step, 1, metrics | more(step))
             if step + 1 in tests:
                 sums = {"loss": jnp.float32(20), "correct": jnp.int32(7), "examples": jnp.int32(10)}
                 records.test(step + 1, sums)

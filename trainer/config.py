@@ -211,6 +211,14 @@ class TrainConfig:
         minimum=1,
     )
 
+    steps_per_call: int = _option(
+        0,
+        "Devices",
+        "steps that the devices take without the host, at most; 0: 1 on a CPU (its loops make "
+        "convolutions many times slower) and with tree, else 32",
+        minimum=0,
+        trajectory=False,
+    )
     compilation_cache: bool = _option(
         True,
         "Devices",
@@ -336,12 +344,13 @@ class TrainConfig:
         """Return the length that num_steps or num_cycles ask for, or None if neither does."""
         return self.num_cycles * steps_per_cycle if self.num_cycles else self.num_steps
 
-    def resolve(self, plan: "Plan", reduction: str) -> "TrainConfig":
+    def resolve(self, plan: "Plan", reduction: str, steps_per_call: int) -> "TrainConfig":
         """Return the same run with nothing left to choose; resolving it again is no change.
 
         Args:
           plan: its durations in steps.
           reduction: "tree" or "allreduce", see `reductions.choose_reduction`.
+          steps_per_call: 1 and more, see `steps.choose_steps_per_call`.
         """
         return dataclasses.replace(
             self,
@@ -350,6 +359,7 @@ class TrainConfig:
             steps_per_cycle=plan.steps_per_cycle,
             eval_every_steps=plan.eval_every_steps,
             reduction=reduction,
+            steps_per_call=steps_per_call,
         )
 
 

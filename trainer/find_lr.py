@@ -123,6 +123,7 @@ def _without_cycles(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config,
         steps_per_cycle=2,
+        steps_per_call=1,
         num_cycles=None,
         momentum=momentum,
         momentum_min=None,
@@ -193,7 +194,7 @@ def _measure(
     for step in range(len(rates)):
         if step % job.plan.steps_per_epoch == 0:
             batches = programs.epoch_batches(state.step)
-        state, metrics = programs.train_step(state, data.train, batches)
+        state, metrics = programs.train_steps(state, data.train, batches, 1)
         pending.append(metrics)
         if len(pending) < _STEPS_PER_LOOK and step + 1 < len(rates):
             continue

@@ -21,6 +21,7 @@ from trainer.preview import advice, draw, mid_cycle_warning
 from trainer.recovery import read_newest_meta
 from trainer.reductions import AUTO, TREE, choose_reduction
 from trainer.schedules import CONSTANT, create_momentum_schedule, create_schedule
+from trainer.steps import choose_steps_per_call
 from trainer.storage import is_remote, open_workdir
 
 
@@ -82,9 +83,10 @@ def prepare(
     if reduction == AUTO and newest is not None:
         # Not what suits these devices: the bits of a tree are a promise to the whole run.
         reduction = newest[1]["config"]["reduction"]
-    config = config.resolve(
-        plan, choose_reduction(reduction, config.gradient_shards, config.batch_size, mesh)
-    )
+    reduction = choose_reduction(reduction, config.gradient_shards, config.batch_size, mesh)
+    platform = mesh.devices.flat[0].platform
+    steps_per_call = choose_steps_per_call(config.steps_per_call, reduction, platform)
+    config = config.resolve(plan, reduction, steps_per_call)
     stored_step, history = 0, []
     if newest is not None:
         stored_step, meta = newest

@@ -73,14 +73,16 @@ def train(
             Profiler(records.folder, first_step, _profiles(job)) as profiler,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)
-            for step in range(first_step, plan.num_steps):
-                if step == first_step or step % plan.steps_per_epoch == 0:
+            done = first_step
+            while done < plan.num_steps:
+                if done == first_step or done % plan.steps_per_epoch == 0:
                     batches = programs.epoch_batches(state.step)
-                profiler(step, state)
-                state, metrics = programs.train_step(state, data.train, batches)
-                records.train(step, metrics)
+                profiler(done, state)
+                count = _steps_of_call(job, done)
+                state, metrics = programs.train_steps(state, data.train, batches, count)
+                records.train(done, count, metrics)
                 checkpointer.poll()
-                done, stopping = step + 1, stopping_now(step)
+                done, stopping = done + count, stopping_now()
                 last = done == plan.num_steps
                 if last or done % plan.eval_every_steps == 0:
                     records.test(done, programs.evaluate(state.params, data.test))
@@ -104,6 +106,19 @@ def train(
             _draw_report(job)
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, job.workdir)
     return records.last_test
+
+
+def _steps_of_call(job: Job, done: int) -> int:
+    """Return how many steps may be taken before something else is to be done."""
+    config, plan = job.config, job.plan
+    intervals = [
+        plan.steps_per_epoch,
+        plan.eval_every_steps,
+        config.checkpoint_every_steps,
+        config.check_replicas_every_steps or plan.num_steps,
+    ]
+    until_due = [every - done % every for every in intervals]
+    return min(config.steps_per_call, plan.num_steps - done, *until_due)
 
 
 def _open_checkpointer(job: Job) -> Checkpointer:

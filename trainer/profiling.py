@@ -32,17 +32,18 @@ class Profiler:
         self._tracing = False
 
     def __call__(self, step: int, state: Any) -> None:
-        """Begin or end the trace if it is time to; to be called before every step.
+        """Begin or end the trace if it is time to; to be called before steps are taken.
 
         Args:
           step: that is about to be taken.
           state: what the devices are computing; the trace waits for it at both ends.
         """
-        if step == self._begin:
+        if self._begin >= 0 and step >= self._begin:
+            self._begin = -1
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._tracing = True
-        elif step == self._end and self._tracing:
+        elif self._tracing and step >= self._end:
             jax.block_until_ready(state)
             self._stop()
 

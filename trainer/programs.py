@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from trainer import devices
@@ -13,7 +15,13 @@ from trainer.evaluation import create_evaluate
 from trainer.job import Job
 from trainer.replicas import create_replica_check
 from trainer.state import TrainState
-from trainer.steps import Examples, Metrics, abstract_examples, create_train_step
+from trainer.steps import (
+    Examples,
+    Metrics,
+    abstract_examples,
+    create_train_step,
+    create_train_steps,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +29,14 @@ class Programs:
     """What the devices execute.
 
     Attributes:
-      train_step: see `steps.create_train_step`.
+      train_steps: (state, examples, batches, count) -> (state, metrics); see
+        `steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
       epoch_batches: see `create_epoch_batches`.
       evaluate: see `evaluation.create_evaluate`.
       check_replicas: see `replicas.create_replica_check`.
     """
 
-    train_step: Callable[[TrainState, Examples, jax.Array], tuple[TrainState, Metrics]]
+    train_steps: Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]
     epoch_batches: Callable[[jax.Array], jax.Array]
     evaluate: Callable[[optax.Params, Examples], Metrics]
     check_replicas: Callable[[TrainState], None]
@@ -60,11 +69,27 @@ def compile_programs(job: Job, state: TrainState) -> Programs:
         job.momentum_schedule,
     )
     return Programs(
-        train_step=train_step.lower(state, train, batches).compile(),
+        train_steps=_compile_steps(job, train_step, state, train, batches),
         epoch_batches=create_epoch_batches(job).lower(state.step).compile(),
         evaluate=create_evaluate(job.model, job.mesh, state.params, test),
         check_replicas=create_replica_check(job.mesh, state),
     )
+
+
+def _compile_steps(
+    job: Job, train_step: Any, state: TrainState, train: Examples, batches: Any
+) -> Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]:
+    """Return the compiled function that takes some steps; a step on its own needs no loop."""
+    most = job.config.steps_per_call
+    if most == 1:
+        one = train_step.lower(state, train, batches).compile()
+        return lambda state, train, batches, count: one(state, train, batches)
+    sharding = devices.replicated(job.mesh)
+    # On the devices already: nothing is transferred in the loop.
+    counts = [devices.place(np.array(count, np.int32), sharding) for count in range(most + 1)]
+    several = create_train_steps(train_step, most, sharding)
+    program = several.lower(state, train, batches, counts[0]).compile()
+    return lambda state, train, batches, count: program(state, train, batches, counts[count])
 
 
 def create_epoch_batches(job: Job) -> jax.stages.Wrapped:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from trainer.config import Plan, TrainConfig
@@ -22,7 +23,7 @@ from trainer.tensorboard import TensorBoard
 
 TENSORBOARD_DIR = "tensorboard"
 
-# The host reads the metrics of a step this many steps late, several steps in one transfer. The
+# The host reads the metrics of a call this many calls late, several calls in one transfer. The
 # devices always have work queued meanwhile, and never more than twice this.
 _LAG = 16
 
@@ -59,7 +60,7 @@ class Records:
                 self._files.fetch(TENSORBOARD_DIR)
                 board = self.folder / TENSORBOARD_DIR
                 self._board = TensorBoard(board, self._path, plan.num_steps)
-        self._pending: collections.deque[tuple[dict[str, Any], Metrics]] = collections.deque()
+        self._pending: collections.deque[tuple[str, int, int, Metrics]] = collections.deque()
         self._config, self._plan = config, plan
         self._progress = Progress(config, plan, first_step)
         self.last_test: dict[str, Any] | None = None
@@ -79,16 +80,15 @@ class Records:
         self._files.close()
         self._progress.close()
 
-    def train(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of the update that read state.step = `step`."""
-        epoch = step // self._plan.steps_per_epoch
-        self._pending.append(({"split": "train", "step": step, "epoch": epoch}, metrics))
+    def train(self, step: int, count: int, metrics: Metrics) -> None:
+        """Take the metrics of `count` updates, the first of which read state.step = `step`."""
+        self._pending.append(("train", step, count, metrics))
         if len(self._pending) >= 2 * _LAG:
             self._write(_LAG)
 
     def test(self, step: int, sums: Metrics) -> None:
         """Take the sums of an evaluation after `step` updates."""
-        self._pending.append(({"split": "test", "step": step}, sums))
+        self._pending.append(("test", step, 1, sums))
 
     def flush(self) -> None:
         """Write down everything taken so far, safe against a crash; waits for the devices."""
@@ -104,33 +104,41 @@ class Records:
         test = "" if self.last_test is None else "; " + test_values(self.last_test)
         return self._progress.summary() + test
 
-    def _write(self, count: int) -> None:
-        """Write the oldest `count` records, read from the devices in one transfer."""
-        records = [self._pending.popleft() for _ in range(count)]
-        values = jax.device_get([metrics for _, metrics in records])
-        lines: list[str] = []
-        trained = [record["step"] for record, _ in records if record["split"] == "train"]
+    def _write(self, num_calls: int) -> None:
+        """Write the records of the oldest calls, read from the devices in one transfer."""
+        calls = [self._pending.popleft() for _ in range(num_calls)]
+        values = jax.device_get([metrics for *_, metrics in calls])
+        trained = [step + count for split, step, count, _ in calls if split == "train"]
         if trained:
-            self._progress.tick(trained[-1] + 1)
-        for (record, _), metrics in zip(records, values, strict=True):
-            if record["split"] == "train":
-                order = ("learning_rate", "momentum", "loss", "accuracy")
-                record |= {name: float(metrics[name]) for name in order if name in metrics}
-                self._check_finite(record)
-                self.last_learning_rate = record["learning_rate"]
-                self._progress.train(record)
+            self._progress.tick(trained[-1])
+        records: list[dict[str, Any]] = []
+        for (split, step, count, _), metrics in zip(calls, values, strict=True):
+            if split == "train":
+                for i in range(count):
+                    records.append(self._train_record(step + i, i, metrics))
             else:
-                record |= mean_metrics(metrics)
-                self.last_test = record
-                self._progress.test(record)
-            lines.append(json.dumps(record) + "\n")
+                self.last_test = {"split": "test", "step": step, **mean_metrics(metrics)}
+                self._progress.test(self.last_test)
+                records.append(self.last_test)
         with self._surfacing():
-            self._file.write("".join(lines))
+            self._file.write("".join(json.dumps(record) + "\n" for record in records))
             self._file.flush()
             if self._board:
                 rate = self._progress.images_per_second()
-                for record, _ in records:
+                for record in records:
                     self._board.write(record, rate)
+
+    def _train_record(self, step: int, row: int, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return the record of one step, whose metrics are scalars or in a row; show it."""
+        record: dict[str, Any] = {"split": "train", "step": step}
+        record["epoch"] = step // self._plan.steps_per_epoch
+        for name in ("learning_rate", "momentum", "loss", "accuracy"):
+            if name in metrics:
+                record[name] = float(np.atleast_1d(metrics[name])[row])
+        self._check_finite(record)
+        self.last_learning_rate = record["learning_rate"]
+        self._progress.train(record)
+        return record
 
     @contextlib.contextmanager
     def _surfacing(self) -> Iterator[None]:
@@ -165,7 +173,7 @@ class NoRecords(Records):
         self.last_test = None
         self.last_learning_rate = float("nan")
 
-    def train(self, step: int, metrics: Metrics) -> None:
+    def train(self, step: int, count: int, metrics: Metrics) -> None:
         """Leave it to the first process."""
 
     def test(self, step: int, sums: Metrics) -> None:

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from trainer.devices import replicated, sharded
 
-# Processes compare their flags every so many steps, and use the answer as many steps later, when
+# Processes compare their flags every so many calls, and use the answer as many calls later, when
 # the devices have long had time to add them up: nothing waits.
-_STEPS_PER_VOTE = 8
+_CALLS_PER_VOTE = 8
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -71,12 +71,14 @@ class StopVote:
         self._sharding = sharded(mesh)
         self._add = jax.jit(jnp.sum, out_shardings=replicated(mesh))
         self._votes: jax.Array | None = None
+        self._calls = 0
 
-    def __call__(self, step: int) -> bool:
-        """Return whether to stop now; to be asked at every step, by all processes."""
+    def __call__(self) -> bool:
+        """Return whether to stop now; all processes ask after the same steps."""
         if jax.process_count() == 1:
             return bool(self._stop)
-        if step % _STEPS_PER_VOTE:
+        self._calls += 1
+        if self._calls % _CALLS_PER_VOTE:
             return False
         stopping = self._votes is not None and int(self._votes) > 0
         flags = np.full(jax.local_device_count(), bool(self._stop), np.int32)

@@ -67,8 +67,8 @@ def measure(rounds: int, data_dir: str) -> tuple[list[float], list[float]]:
                     meta = checkpoint_meta(job, data.inputs, step, records.last_learning_rate)
                     checkpointer.save(state, step, meta)
                 for _ in range(_TURN):
-                    state, metrics = programs.train_step(state, data.train, batches)
-                    records.train(step, metrics)
+                    state, metrics = programs.train_steps(state, data.train, batches, 1)
+                    records.train(step, 1, metrics)
                     checkpointer.poll()
                     step += 1
                 records.flush()

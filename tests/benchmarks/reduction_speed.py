@@ -61,7 +61,7 @@ def measure(batch_size: int, rounds: int, data_dir: str) -> dict[tuple[str, int]
             programs, data, state, batches = values
             begin = time.perf_counter()
             for _ in range(_TURN):
-                state, _ = programs.train_step(state, data.train, batches)
+                state, _ = programs.train_steps(state, data.train, batches, 1)
             jax.block_until_ready(state)
             values[2] = state
             if turn:  # The first one warms up.
