@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import signal
 import socket
 import subprocess
@@ -107,12 +106,13 @@ def test_signal_to_one_stops_all_at_the_same_step(start, tmp_path: pathlib.Path)
 
 
 def test_save_that_fails_ends_all_within_seconds(start, tmp_path: pathlib.Path) -> None:
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
+    """Process 0 may not make files larger than 50 kB: as on a full disk, a save fails midway."""
+    small_files = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    )
     port = free_port()
-    first = start(0, 2, port, *LONG, "--workdir=run", preexec_fn=small_files)
+    first = start(0, 2, port, *LONG, "--workdir=run", patch=small_files)
     second = start(1, 2, port, *LONG, "--workdir=run")
     _, error = first.communicate(timeout=120)
     ended = time.monotonic()
