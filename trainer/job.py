@@ -183,7 +183,9 @@ def _describe_schedule(config: TrainConfig, plan: Plan) -> str:
         text += f"times {config.lr_gamma:g} every step, "
     if config.cycles_momentum:
         text += f"momentum {config.momentum_max:g} to {config.momentum_min:g}, "
-    return f"{text}{plan.num_steps / plan.steps_per_cycle:g} cycles of {plan.steps_per_cycle} steps"
+    num_cycles = plan.num_steps / plan.steps_per_cycle
+    noun = "cycle" if num_cycles == 1 else "cycles"
+    return f"{text}{num_cycles:g} {noun} of {plan.steps_per_cycle} steps"
 
 
 def check_writable(workdir: epath.Path) -> None:
