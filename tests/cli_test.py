@@ -55,7 +55,7 @@ def test_flagfiles_for_eight_devices(trainer, name: str) -> None:
     done = trainer("--dry_run", "--num_cpu_devices=8", flagfile)
     assert done.returncode == 0, done.stderr
     assert "each 128 of the 1024 examples" in done.stderr
-    assert ", 1 cycles of" in done.stderr
+    assert ", 1 cycle of" in done.stderr
 
 
 def test_later_flags_win() -> None:
