@@ -1,7 +1,10 @@
 """The mesh has the devices that were asked for, or the message says which there are."""
 
+import ctypes
 import json
 import os
+import platform
+import resource
 import subprocess
 import sys
 
@@ -81,3 +84,17 @@ def test_the_number_chosen_fits_cores_and_batch(batch_size: int, power: int) -> 
 def test_describe() -> None:
     assert devices.describe(devices.create_mesh("cpu", 1)) == "1 device (cpu)"
     assert devices.describe(devices.create_mesh("cpu", 8)) == "8 devices (cpu)"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_not_given_back() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = ctypes.c_void_p(libc.malloc(2**27))
+        libc.memset(block, 1, ctypes.c_size_t(2**27))  # 32,768 pages, were they all new.
+        libc.free(block)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert min(faults[1:]) < 100, faults

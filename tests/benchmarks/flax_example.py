@@ -67,8 +67,9 @@ class Training:
             np.load(folder / f"{name}.npy")
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         )
-        self._images = np.float32(self._images) / 255
-        self._test_images = np.float32(self._test_images) / 255
+        self._images, self._test_images = (
+            np.divide(images, 255, dtype=np.float32) for images in (self._images, self._test_images)
+        )
         self._batch_size = batch_size
         self._random = np.random.default_rng(seed)
         self._batches = self._epochs()

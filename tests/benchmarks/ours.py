@@ -1,5 +1,7 @@
 """Our side: the parts of `trainer.loop.train`, in turns."""
 
+import contextlib
+import io
 import tempfile
 import time
 from typing import Any
@@ -157,4 +159,6 @@ class Command:
 
         with tempfile.TemporaryDirectory() as workdir:
             flags = [*self._flags, f"--num_steps={count}", f"--workdir={workdir}"]
-            assert cli.run(["trainer", "train", *flags]) == cli.EXIT_DONE
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                status = cli.run(["trainer", "train", *flags])
+            assert status == cli.EXIT_DONE, said.getvalue()

@@ -68,7 +68,7 @@ class Table:
         better = "more" if self.more_is_better else "less"
         lines = [f"{self.title} [{self.unit}, {better} is better]"]
         if self.results:
-            head = f"{self.results[0].side} is better by"
+            head = f"{self.results[0].side} is better by" if len(self.results) > 1 else ""
             lines += [f"  {'':30}{'median':>10}   {'min .. max':^21}  {head}"]
         for result in self.results:
             values, lead = result.values, self.lead(result)

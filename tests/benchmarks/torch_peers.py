@@ -37,7 +37,7 @@ def _load(arrays: str, split: str, device: torch.device) -> tuple[torch.Tensor, 
     folder = pathlib.Path(arrays)
     images = torch.from_numpy(np.load(folder / f"{split}_images.npy")).to(device)
     labels = torch.from_numpy(np.load(folder / f"{split}_labels.npy")).to(device)
-    return images.permute(0, 3, 1, 2).contiguous().float() / 255, labels.long()
+    return images.permute(0, 3, 1, 2).contiguous().float().div_(255), labels.long()
 
 
 def _cnn() -> nn.Module:
