@@ -1,5 +1,6 @@
 """Several processes: what they must agree on, and how each of their ends is met."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,10 @@ import pytest
 
 from trainer import rollcall
 from trainer.cluster import Cluster, find_cluster
+from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
+from trainer.inspection import inspect
+from trainer.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -175,36 +179,39 @@ def test_busy_port_is_refused(start) -> None:
 
 
 def test_resume_on_other_processes_gives_the_same_bits(
-    start, trainer, tmp_path: pathlib.Path
+    start, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """2 processes of 2 devices, stopped by a signal; then 1x1, 1x8 and 2x1; against 1x4."""
-    flags = ("--workdir=run", "--reduction=tree", "--steps_per_cycle=14", "--num_steps=1000")
-    port = free_port()
-    pair = [start(i, 2, port, *flags, "--num_cpu_devices=2") for i in range(2)]
+    config = TrainConfig(data_dir=str(data_dir), reduction="tree", steps_per_cycle=14, report=False)
+
+    def train_alone(workdir: str, num_steps: int, num_devices: int) -> None:
+        changed = {"num_steps": num_steps, "num_devices": num_devices}
+        train(dataclasses.replace(config, **changed), tmp_path / workdir)
+
+    def start_pair(num_steps: int, num_cpu_devices: int) -> list:
+        flags = ("--workdir=run", "--reduction=tree", "--steps_per_cycle=14", "--noreport")
+        counts = (f"--num_steps={num_steps}", f"--num_cpu_devices={num_cpu_devices}")
+        port = free_port()
+        return [start(i, 2, port, *flags, *counts) for i in range(2)]
+
+    pair = start_pair(num_steps=1000, num_cpu_devices=2)
     metrics = tmp_path / "run/metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(metrics.read_text()) > 0)
     pair[1].send_signal(signal.SIGTERM)
     for process in pair:
         _, error = process.communicate(timeout=120)
         assert process.returncode == 75, error
-    step = json.loads(trainer("inspect", "--workdir=run").stdout)["step"]
-    for add, num_devices in ((5, 1), (10, 8)):
-        result = trainer(*flags, f"--num_steps={step + add}", f"--num_cpu_devices={num_devices}")
-        assert result.returncode == 0, result.stderr
-    last = step + 15
-    port = free_port()
-    pair = [start(i, 2, port, *flags, f"--num_steps={last}", "--num_cpu_devices=1") for i in (0, 1)]
-    for process in pair:
+    step = inspect(tmp_path / "run")["step"]
+    train_alone("run", step + 5, num_devices=1)
+    train_alone("run", step + 15, num_devices=8)
+    last = step + 20
+    for process in start_pair(last, num_cpu_devices=1):
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
-    whole = trainer(*flags, "--workdir=whole", f"--num_steps={last}", "--num_cpu_devices=4")
-    assert whole.returncode == 0, whole.stderr
-    inspected = [
-        json.loads(trainer("inspect", f"--workdir={workdir}").stdout)
-        for workdir in ("run", "whole")
-    ]
-    assert inspected[0]["digests"] == inspected[1]["digests"]
-    assert inspected[0]["num_processes"] == 2
+    train_alone("whole", last, num_devices=4)
+    broken, whole = (inspect(tmp_path / workdir) for workdir in ("run", "whole"))
+    assert broken["digests"] == whole["digests"]
+    assert (broken["num_processes"], broken["num_devices"]) == (2, 2)
     lines = [
         [json.loads(x) for x in (tmp_path / w / "metrics.jsonl").read_text().splitlines()]
         for w in ("run", "whole")
