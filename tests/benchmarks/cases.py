@@ -92,6 +92,9 @@ def images(settings: Settings) -> Iterator[Table]:
         if settings.num_gpus > 1:
             everything = {"batch_size": batch_size, "num_devices": 0}
             sides.insert(1, _ours(settings, f"ours, {settings.num_gpus} GPUs", **everything))
+        if settings.platform == "cpu":
+            one = {"batch_size": batch_size, "num_cpu_devices": 1}
+            sides.insert(1, _ours(settings, "ours, 1 device", **one))
         yield _rates(f"batch {batch_size}", sides, settings, batch_size)
 
 
@@ -107,7 +110,8 @@ def reduction(settings: Settings) -> Iterator[Table]:
             for count in counts:
                 made = {"num_cpu_devices": count} if settings.platform == "cpu" else {}
                 given = {"batch_size": batch_size, "reduction": form, "num_devices": count}
-                sides.append(_ours(settings, f"{count} devices", **given, **made))
+                name = f"{count} device{'s' * (count > 1)}"
+                sides.append(_ours(settings, name, **given, **made))
             yield _rates(f"batch {batch_size}, {form}", sides, settings, batch_size)
 
 
