@@ -163,7 +163,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [4, pytest.param(50, marks=pytest.mark.slow)], ids=lambda kills: f"{kills} kills"
+    "kills", [2, pytest.param(50, marks=pytest.mark.slow)], ids=lambda kills: f"{kills} kills"
 )
 def test_killed_at_random_moments(data_dir: Path, tmp_path: Path, kills: int) -> None:
     """Kill -9 while it starts, restores, trains and saves; a save is nearly always under way."""

@@ -182,6 +182,7 @@ def job(slurm: dict[str, str], tmp_path: Path, data_dir: Path):
     return lambda *flags: Job(slurm, tmp_path, data_dir, *flags)
 
 
+@pytest.mark.slow
 def test_two_tasks_find_each_other(job) -> None:
     run = job("--num_steps=40")
     wait_for(lambda: run.state() not in ("PENDING", "RUNNING", "COMPLETING"), run.folder)
@@ -216,6 +217,7 @@ def test_goes_on_after(job, command: tuple[str, ...]) -> None:
     np.testing.assert_array_equal([np.float32(line["learning_rate"]) for line in lines], rates)
 
 
+@pytest.mark.slow
 def test_scancel_saves_a_checkpoint_and_ends_the_job(job) -> None:
     run = job("--num_steps=100000", "--checkpoint_every_steps=100000")
     run.wait_for_step(30)
