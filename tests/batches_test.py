@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer import devices
-from trainer.batches import epoch_batches, evaluation_batches
+from trainer.step.batches import epoch_batches, evaluation_batches
 
 
 @pytest.mark.parametrize("batch_size", [64, 100, 128])

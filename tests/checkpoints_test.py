@@ -9,11 +9,16 @@ import pytest
 from etils import epath
 
 from trainer import devices
-from trainer.checkpoints import Checkpointer, DamagedError, read_meta, restore
+from trainer.checkpoints.store import Checkpointer, DamagedError, read_meta, restore
 from trainer.errors import RunError
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import (
+    TrainState,
+    abstract_train_state,
+    create_train_state,
+    train_state_init,
+)
 
 
 def init():

@@ -19,7 +19,7 @@ import pytest
 
 from trainer import cli
 from trainer.config import TrainConfig
-from trainer.schedules import create_triangular_schedule
+from trainer.schedules.cyclical import create_triangular_schedule
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")

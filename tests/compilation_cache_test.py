@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from trainer import compilation_cache
+from trainer import devices
 
 _OPTION = "jax_compilation_cache_dir"
 
@@ -29,20 +29,20 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[p
 
 
 def test_folder_is_the_users(unset: pathlib.Path) -> None:
-    compilation_cache.enable()
-    assert jax.config.jax_compilation_cache_dir == str(compilation_cache.cache_dir())
-    assert compilation_cache.cache_dir().is_relative_to(unset / "cyclic-trainer")
+    devices.enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(devices.cache_dir())
+    assert devices.cache_dir().is_relative_to(unset / "cyclic-trainer")
 
 
 def test_folder_that_the_user_chose_stays(unset: pathlib.Path) -> None:
     jax.config.update(_OPTION, str(unset / "mine"))
-    compilation_cache.enable()
+    devices.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(unset / "mine")
 
 
 def test_home_without_room_for_it_is_no_error(unset: pathlib.Path) -> None:
     (unset / "cyclic-trainer").write_text("a file where the folder should be")
-    compilation_cache.enable()
+    devices.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
 
 

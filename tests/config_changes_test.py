@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from trainer.config import TrainConfig
-from trainer.config_changes import check_config_change
 from trainer.errors import RunError, UsageError
+from trainer.run.config_changes import check_config_change
 
 STORED = TrainConfig().resolve(TrainConfig().plan(60000), "tree", 1)
 

@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from trainer import datasets
-from trainer.datasets import idx, records, sources
+from trainer.datasets import idx, sources
 from trainer.datasets.mnist_idx import MnistIdx
 from trainer.errors import RunError, UsageError
 
@@ -119,18 +119,18 @@ def test_both_ways_of_decoding_agree(data_dir):
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     some = builder.as_data_source("test", deserialize_method=raw).__getitems__(range(300))
     features = builder.info.features
-    together = records._decode_together(some, features)
+    together = decode._decode_together(some, features)
     assert together is not None
     for one, other in zip(
-        together, records._decode_one_by_one(some, features, "test"), strict=True
+        together, decode._decode_one_by_one(some, features, "test"), strict=True
     ):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     # A record of another layout must end the shortcut, not be cut at the wrong place.
     other_order = bytearray(some[7])
     other_order[other_order.index(b"label")] ^= 1
-    assert records._decode_together([*some, bytes(other_order)], features) is None
-    assert records._decode_together([*some, some[0] + b"\0"], features) is None
+    assert decode._decode_together([*some, bytes(other_order)], features) is None
+    assert decode._decode_together([*some, some[0] + b"\0"], features) is None
 
 
 # Preparing

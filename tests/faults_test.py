@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import inspection
+from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import RunError
-from trainer.loop import train
-from trainer.schedules import create_triangular_schedule
+from trainer.run.loop import train
+from trainer.schedules.cyclical import create_triangular_schedule
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
@@ -90,7 +90,7 @@ def test_a_rate_that_another_version_would_apply_is_refused(
     def other_version(name: str, lr_min: float, lr_max: float, steps_per_cycle: int, *_: float):
         return create_triangular_schedule(lr_min, lr_max, steps_per_cycle + 1)
 
-    monkeypatch.setattr("trainer.job.create_schedule", other_version)
+    monkeypatch.setattr("trainer.run.job.create_schedule", other_version)
     with pytest.raises(RunError, match="checkpoint 10 says that the next learning rate"):
         train(config, tmp_path)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from trainer import figures
 from trainer.errors import UsageError
-from trainer.files import RunHistory, note_resume, read_history
-from trainer.range_test import analyze
-from trainer.schedules import create_triangular_schedule
+from trainer.records import figures
+from trainer.schedules.cyclical import create_triangular_schedule
+from trainer.schedules.range_curves import analyze
+from trainer.workdir.files import RunHistory, note_resume, read_history
 
 
 def history(

@@ -10,12 +10,12 @@ import pytest
 from etils import epath
 
 from trainer import cli
+from trainer.commands.find_lr import cycle_length, find_lr, flagfile
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
-from trainer.find_lr import cycle_length, find_lr, flagfile
-from trainer.lock import WorkdirLock
-from trainer.loop import train
-from trainer.range_test import EXPONENTIAL
+from trainer.run.loop import train
+from trainer.schedules.range_curves import EXPONENTIAL
+from trainer.workdir.lock import WorkdirLock
 
 FILES = ["find_lr.cfg", "find_lr.csv", "find_lr.png"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from trainer.commands.predict.images import digit_pixels, object_pixels, read_image
+from trainer.commands.predict.ink import ImageError
 from trainer.datasets import Dataset
-from trainer.images import digit_pixels, object_pixels, read_image
-from trainer.ink import ImageError
 
 DIGITS = Path(__file__).parent / "digits"
 

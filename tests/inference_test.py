@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from trainer import cli, devices
-from trainer.checkpoints import Checkpointer
+from trainer.checkpoints.store import Checkpointer
+from trainer.commands.export import EXPORT_FILE, export
+from trainer.commands.inspection import restore_model
+from trainer.commands.predict.inference import Predictor
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.errors import UsageError
-from trainer.export import EXPORT_FILE, export
-from trainer.inference import Predictor
-from trainer.inspection import restore_model
-from trainer.loop import train
-from trainer.models import scale_pixels
+from trainer.run.loop import train
+from trainer.step.networks import scale_pixels
 
 DIGITS = sorted((Path(__file__).parent / "digits").glob("*.png"))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import inspection
+from trainer.commands import inspection
 
 ROOT = Path(__file__).parent.parent
 LOCAL = ROOT / "launch" / "local.py"

@@ -1,4 +1,4 @@
-"""Imports go in one direction: a module imports only what stands above it in this list."""
+"""The architecture is the folders of trainer/: who may import whom, and who alone uses a library."""
 
 import ast
 from pathlib import Path
@@ -7,112 +7,73 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "trainer"
 
-LAYERS = [
-    {"errors"},
-    {
-        "config",
-        "tables",
-        "models",
-        "optimizers",
-        "batches",
-        "compilation_cache",
-        "devices",
-        "digests",
-        "ink",
-        "range_test",
-        "storage",
-        "cluster",
-    },
-    {"files", "lease", "profiling", "rollcall", "signals", "schedules", "positions"},
-    {
-        "config_changes",
-        "lock",
-        "preview",
-        "processes",
-        "datasets",
-        "figures",
-        "state",
-        "reductions",
-        "images",
-        "progress",
-        "tensorboard",
-    },
-    {"steps", "checkpoints", "replicas"},
-    {"evaluation", "records", "recovery"},
-    {"job"},
-    {"claim", "programs", "inspection", "resume"},
-    {"startup"},
-    {"loop", "inference"},
-    {"verification", "export", "find_lr"},
-    {"cli"},
+# A room imports only from rooms of the lines below its own, and from itself.
+FLOORS = [
     {"__main__"},
+    {"cli"},
+    {"commands"},
+    {"run"},
+    {"checkpoints", "records"},
+    {"workdir"},
+    {"processes", "step", "schedules"},
+    {"devices", "datasets", "config"},
+    {"errors"},
 ]
-
-
-def layer(module: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if module in names)
-
-
-def imported(path: Path) -> set[str]:
-    """The modules of trainer that a file imports, at its top or inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("trainer.")}
-        outside = {name.split(".")[0] for name in names}
-        assert not outside & {"launch", "configs", "tests", "tensorflow", "torch"}, path
-    return found
-
 
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
 
 
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside functions, by its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_upwards(path: Path) -> None:
-    module = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for name in imported(path) - {module}:
-        assert layer(name) < layer(module), f"imports {name}"
+def test_rooms_import_downwards(path: Path) -> None:
+    for name in imported(path):
+        top, *rest = name.split(".")
+        assert top not in ("launch", "configs", "tests", "tensorflow", "torch"), name
+        if top == "trainer" and rest[0] != room(path):
+            assert floor(rest[0]) > floor(room(path)), f"imports {name}"
 
 
-def test_every_module_has_its_place() -> None:
-    names = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in MODULES}
-    assert names == set().union(*LAYERS)
+def test_every_room_has_its_floor_and_a_line_that_says_what_lives_there() -> None:
+    assert {room(path) for path in MODULES} == set().union(*FLOORS)
+    for path in ROOT.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def imports_of(library: str) -> set[str]:
-    return {
-        path.relative_to(ROOT).parts[0].removesuffix(".py")
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else [a.name for a in node.names]
-        )
-        if name == library or name.startswith(library + ".")
-    }
+def test_the_architecture_is_one_look() -> None:
+    rooms = [path for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed")]
+    assert len(rooms) <= 16
 
 
-def test_each_library_has_one_user() -> None:
-    assert imports_of("orbax") == {"checkpoints"}
-    assert imports_of("absl") == {"cli"}
-    assert imports_of("tensorflow_datasets") == {"datasets"}
-    assert imports_of("PIL") == {"images", "ink"}
-    assert imports_of("tensorboardX") == {"tensorboard"}
-    assert imports_of("matplotlib") == {"figures"}
-    assert imports_of("google.cloud") == {"storage"}
-    assert imports_of("google.api_core") == {"storage", "lease"}
-
-
-def test_only_steps_and_reductions_talk_between_devices() -> None:
-    for path in MODULES:
-        if path.name not in ("steps.py", "reductions.py"):
-            text = path.read_text()
-            for collective in ("psum", "pmean", "ppermute", "all_to_all", "all_gather"):
-                assert collective not in text, path
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("absl", {"cli"}),
+        ("orbax", {"checkpoints"}),
+        ("tensorflow_datasets", {"datasets"}),
+        ("PIL", {"commands"}),
+        ("tensorboardX", {"records"}),
+        ("matplotlib", {"records"}),
+        ("google", {"records", "workdir"}),
+    ],
+)
+def test_each_library_has_one_user(library: str, rooms: set[str]) -> None:
+    users = {room(path) for path in MODULES for name in imported(path) if name.startswith(library)}
+    assert users == rooms

@@ -10,10 +10,10 @@ import pytest
 from etils import epath
 
 from trainer.errors import RunError, UsageError
-from trainer.lock import LOCK_FILE, WorkdirLock
+from trainer.workdir.lock import LOCK_FILE, WorkdirLock
 
 HOLD = (
-    "import sys, time; from etils import epath; from trainer.lease import Lease\n"
+    "import sys, time; from etils import epath; from trainer.workdir.lease import Lease\n"
     "with Lease(epath.Path(sys.argv[1]), 'the other trainer', seconds=float(sys.argv[2])):\n"
     "    print('locked', flush=True)\n"
     "    time.sleep(60)\n"
@@ -23,7 +23,7 @@ HOLD = (
 @pytest.fixture
 def lease(remote_workdir: str):
     """Make leases of one path."""
-    from trainer.lease import Lease
+    from trainer.workdir.lease import Lease
 
     path = epath.Path(remote_workdir) / LOCK_FILE
     return lambda holder="this trainer", seconds=60.0: Lease(path, holder, seconds)

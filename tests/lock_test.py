@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import UsageError
-from trainer.lock import LOCK_FILE, WorkdirLock
+from trainer.workdir.lock import LOCK_FILE, WorkdirLock
 
 HOLD = (
-    "import sys, time; from trainer.lock import WorkdirLock\n"
+    "import sys, time; from trainer.workdir.lock import WorkdirLock\n"
     "with WorkdirLock(sys.argv[1]):\n"
     "    print('locked', flush=True)\n"
     "    time.sleep(60)\n"

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from etils import epath
 
-from trainer import devices, inspection, job, loop
-from trainer.checkpoints import restore
+from trainer import devices
+from trainer.checkpoints.store import restore
+from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.loop import train
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.schedules import create_momentum_schedule, create_triangular_schedule
-from trainer.state import TrainState, abstract_train_state, train_state_init
-from trainer.steps import choose_steps_per_call
+from trainer.run import job, loop
+from trainer.run.loop import train
+from trainer.schedules.cyclical import create_momentum_schedule, create_triangular_schedule
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import TrainState, abstract_train_state, train_state_init
+from trainer.step.train_step import choose_steps_per_call
 
 
 def stored_state(workdir: Path, step: int, model: str = "mlp") -> TrainState:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.models import CNN, MLP, create_model, scale_pixels
+from trainer.step.networks import CNN, MLP, create_model, scale_pixels
 
 
 def num_parameters(model: nn.Module) -> int:

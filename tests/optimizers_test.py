@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.optimizers import create_optimizer
+from trainer.step.optimizers import create_optimizer
 
 GRADS = np.array([[0.5, -2.0], [0.1, 3.0], [-1.0, 0.2]], np.float32)
 PARAMS = np.array([1.0, -2.0], np.float32)

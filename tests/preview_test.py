@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trainer.config import TrainConfig
-from trainer.preview import advice, draw, mid_cycle_warning
-from trainer.schedules import create_schedule
+from trainer.run.preview import advice, draw, mid_cycle_warning
+from trainer.schedules.cyclical import create_schedule
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trainer import rollcall
-from trainer.cluster import Cluster, find_cluster
+from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
-from trainer.inspection import inspect
-from trainer.loop import train
+from trainer.processes import roll_call as rollcall
+from trainer.processes.cluster import Cluster, find_cluster
+from trainer.run.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -356,7 +356,7 @@ def test_processes_that_disagree_are_refused(hellos: list, message: str) -> None
 def test_error_that_nobody_foresaw_ends_both(start) -> None:
     port = free_port()
     patch = "from trainer import loop; loop.describe = None"
-    quick = "import trainer.processes as p; p._VERDICT_SECONDS = 0.5"
+    quick = "import trainer.processes.link as p; p._VERDICT_SECONDS = 0.5"
     first = start(0, 2, port, *LONG, "--workdir=run", patch=f"{patch}; {quick}")
     second = start(1, 2, port, *LONG, "--workdir=run")
     errors = [process.communicate(timeout=120)[1] for process in (first, second)]

@@ -7,9 +7,9 @@ import pathlib
 
 import pytest
 
+from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
-from trainer.inspection import inspect
-from trainer.loop import train
+from trainer.run.loop import train
 
 
 @pytest.mark.parametrize("num_steps", [45, 30])

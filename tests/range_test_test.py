@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.range_test import (
+from trainer.schedules.range_curves import (
     EXPONENTIAL,
     LINEAR,
     RangeTest,

@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 
 from trainer.config import TrainConfig
-from trainer.files import METRICS_FILE
-from trainer.records import Records, mean_metrics
+from trainer.records.metrics import Records, mean_metrics
+from trainer.workdir.files import METRICS_FILE
 
 CONFIG = TrainConfig(num_steps=100, batch_size=50, log_every_steps=10)
 PLAN = CONFIG.plan(1000)
@@ -101,7 +101,7 @@ def test_log_lines_where_there_is_no_terminal(
 
 def test_the_rate_counts_this_process_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("trainer.records.progress.time.monotonic", lambda: next(clock))
     with Records(epath.Path(tmp_path), CONFIG, PLAN, 80) as records:
         for step in range(80, 90):
             records.train(step, 1, metrics(step))

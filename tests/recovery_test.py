@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 
 from trainer import devices
-from trainer.checkpoints import Checkpointer
+from trainer.checkpoints.recovery import read_newest_meta, restore_newest, stored_steps
+from trainer.checkpoints.store import Checkpointer
 from trainer.errors import RunError
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.recovery import read_newest_meta, restore_newest, stored_steps
-from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import (
+    TrainState,
+    abstract_train_state,
+    create_train_state,
+    train_state_init,
+)
 
 INIT = train_state_init(
     create_model("mlp", 10), create_optimizer("sgd", 0.9, False, 0.0), 0, (28, 28, 1)

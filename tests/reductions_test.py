@@ -13,18 +13,23 @@ import pytest
 from etils import epath
 
 from trainer import devices
-from trainer.batches import epoch_batches
-from trainer.checkpoints import restore
+from trainer.checkpoints.store import restore
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.errors import UsageError
-from trainer.loop import train
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.reductions import choose_reduction
-from trainer.schedules import create_triangular_schedule
-from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
-from trainer.steps import create_train_step, place_examples
+from trainer.run.loop import train
+from trainer.schedules.cyclical import create_triangular_schedule
+from trainer.step.batches import epoch_batches
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.reductions import choose_reduction
+from trainer.step.state import (
+    TrainState,
+    abstract_train_state,
+    create_train_state,
+    train_state_init,
+)
+from trainer.step.train_step import create_train_step, place_examples
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_TRAIN = 960

@@ -6,10 +6,10 @@ import pytest
 
 from trainer import devices
 from trainer.errors import RunError
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.replicas import create_replica_check
-from trainer.state import TrainState, create_train_state, train_state_init
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.replicas import create_replica_check
+from trainer.step.state import TrainState, create_train_state, train_state_init
 
 
 def first_state(num_devices: int) -> tuple[TrainState, jax.sharding.Mesh]:

@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import torch_table
 from trainer import devices
-from trainer.positions import position_at
-from trainer.schedules import (
+from trainer.schedules.cyclical import (
     create_constant_schedule,
     create_exp_range_boundaries_schedule,
     create_exp_range_schedule,
@@ -22,7 +21,8 @@ from trainer.schedules import (
     create_triangular2_schedule,
     create_triangular_schedule,
 )
-from trainer.tables import rise_and_fall
+from trainer.schedules.positions import position_at
+from trainer.schedules.tables import rise_and_fall
 
 GRID = list(
     itertools.product(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.signals import StopRequest
+from trainer.processes.signals import StopRequest
 
 ROOT = Path(__file__).parent.parent
 

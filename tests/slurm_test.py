@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.schedules import create_triangular_schedule
+from trainer.schedules.cyclical import create_triangular_schedule
 
 ROOT = Path(__file__).parent.parent
 DAEMONS = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from trainer import devices
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.state import abstract_train_state, create_train_state, train_state_init
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import abstract_train_state, create_train_state, train_state_init
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -8,18 +8,23 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from trainer import devices
-from trainer.batches import epoch_batches
 from trainer.datasets import Dataset
-from trainer.evaluation import create_evaluate
-from trainer.models import create_model
-from trainer.optimizers import create_optimizer
-from trainer.schedules import (
+from trainer.schedules.cyclical import (
     create_momentum_schedule,
     create_schedule,
     create_triangular_schedule,
 )
-from trainer.state import TrainState, abstract_train_state, create_train_state, train_state_init
-from trainer.steps import Metrics, create_train_step, place_examples
+from trainer.step.batches import epoch_batches
+from trainer.step.evaluation import create_evaluate
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import (
+    TrainState,
+    abstract_train_state,
+    create_train_state,
+    train_state_init,
+)
+from trainer.step.train_step import Metrics, create_train_step, place_examples
 
 SCHEDULE = create_triangular_schedule(3e-3, 3e-2, 5)
 SGD = create_optimizer("sgd", 0.9, False, 0.0)

@@ -17,15 +17,16 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import loop, storage
+from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
-from trainer.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE
-from trainer.inspection import inspect
-from trainer.job import prepare
-from trainer.lock import LOCK_FILE, WorkdirLock
-from trainer.loop import train
-from trainer.records import TENSORBOARD_DIR
+from trainer.records.metrics import TENSORBOARD_DIR
+from trainer.run import loop
+from trainer.run.job import prepare
+from trainer.run.loop import train
+from trainer.workdir import storage
+from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE
+from trainer.workdir.lock import LOCK_FILE, WorkdirLock
 
 
 def steps(workdir: epath.PathLike) -> list[dict]:
@@ -100,7 +101,7 @@ def test_a_run_goes_on_where_it_was_copied_to(
 def test_the_records_are_there_before_the_checkpoint(
     short: TrainConfig, remote_workdir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.checkpoints import Checkpointer
+    from trainer.checkpoints.store import Checkpointer
 
     save, found = Checkpointer.save, []
 
@@ -286,7 +287,7 @@ def test_no_credentials(
 
 READ_FROM = """
 import tensorstore
-from trainer import storage
+from trainer.workdir import storage
 context = {"gcs_request_retries": {"max_retries": 1, "initial_delay": "1ms"}}
 spec = {"driver": "gcs", "bucket": "test", "path": "folder/", "context": context}
 try:

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from trainer.config import TrainConfig
-from trainer.records import METRICS_FILE, TENSORBOARD_DIR, Records
+from trainer.records.metrics import METRICS_FILE, TENSORBOARD_DIR, Records
 
 ROOT = Path(__file__).parent.parent
 CONFIG = TrainConfig(num_steps=100, batch_size=50)

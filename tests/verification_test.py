@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import verification
+from trainer.commands import verify_resume as verification
+from trainer.commands.verify_resume import Comparison, kept, report, stops, verify_resume
 from trainer.config import TrainConfig
-from trainer.verification import Comparison, kept, report, stops, verify_resume
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.errors import RunError, Stopped, UsageError
 
 if typing.TYPE_CHECKING:
-    from trainer.job import Job
+    from trainer.run.job import Job
 
 # The libraries behind the commands take seconds to import: each command imports what it uses, so
 # that --help and a mistyped flag answer at once.
@@ -86,7 +86,7 @@ def run(argv: list[str]) -> int:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
-        from trainer import storage
+        from trainer.workdir import storage
 
         if not (storage.is_remote(values.workdir) and storage.is_outage(error)):
             raise
@@ -106,11 +106,11 @@ def run(argv: list[str]) -> int:
 def _train(config: TrainConfig, values: flags.FlagValues) -> int:
     """Train, or resume, or say that the run is complete."""
     from trainer import processes
-    from trainer.cluster import find_cluster
+    from trainer.processes.cluster import find_cluster
 
     cluster = find_cluster(config.coordinator_address, config.num_processes, config.process_id)
     _configure_devices(config, cluster.num_processes if cluster else 1)
-    from trainer import job, loop
+    from trainer.run import job, loop
 
     allowed = values.allow_config_change
     with processes.joined(cluster, _settings(config, values)):
@@ -127,8 +127,8 @@ def _train(config: TrainConfig, values: flags.FlagValues) -> int:
 
 def _show_plan(job: "Job") -> None:
     """Print a run as it is planned, and draw it."""
-    from trainer import figures
-    from trainer.job import describe, describe_schedule_in_full
+    from trainer.records import figures
+    from trainer.run.job import describe, describe_schedule_in_full
 
     print(describe(job), file=sys.stderr)
     width = shutil.get_terminal_size().columns
@@ -152,7 +152,7 @@ def _settings(config: TrainConfig, values: flags.FlagValues) -> dict[str, Any]:
 def _evaluate(config: TrainConfig, values: flags.FlagValues) -> int:
     """Print loss and accuracy of the newest checkpoint on the test split, as JSON."""
     _configure_devices(config)
-    from trainer import inspection
+    from trainer.commands import inspection
 
     print(json.dumps(inspection.evaluate(values.workdir, config)))
     return EXIT_DONE
@@ -161,7 +161,7 @@ def _evaluate(config: TrainConfig, values: flags.FlagValues) -> int:
 def _inspect(config: TrainConfig, values: flags.FlagValues) -> int:
     """Print the newest checkpoint's place in the run, as JSON."""
     _configure_devices(dataclasses.replace(config, platform="cpu", num_cpu_devices=1))
-    from trainer import inspection
+    from trainer.commands import inspection
 
     print(json.dumps(inspection.inspect(values.workdir)))
     return EXIT_DONE
@@ -169,7 +169,7 @@ def _inspect(config: TrainConfig, values: flags.FlagValues) -> int:
 
 def _report(config: TrainConfig, values: flags.FlagValues) -> int:
     """Draw report.png again from the records; the run may be going on."""
-    from trainer import figures
+    from trainer.records import figures
 
     print(figures.draw_report(values.workdir), file=sys.stderr)
     return EXIT_DONE
@@ -178,7 +178,7 @@ def _report(config: TrainConfig, values: flags.FlagValues) -> int:
 def _find_lr(config: TrainConfig, values: flags.FlagValues) -> int:
     """Suggest --lr_min, --lr_max and --steps_per_cycle from a learning-rate range test."""
     _configure_devices(config)
-    from trainer import find_lr
+    from trainer.commands import find_lr
 
     suggestion = find_lr.find_lr(
         config,
@@ -202,7 +202,7 @@ def _verify_resume(config: TrainConfig, values: flags.FlagValues) -> int:
         ) from error
     num_cpu_devices = config.num_cpu_devices or max(counts)
     _configure_devices(dataclasses.replace(config, num_cpu_devices=num_cpu_devices))
-    from trainer import verification
+    from trainer.commands import verify_resume as verification
 
     comparisons = verification.verify_resume(config, counts)
     print(verification.report(comparisons), file=sys.stderr)
@@ -214,7 +214,7 @@ def _predict(config: TrainConfig, values: flags.FlagValues, *files: str) -> int:
     if not files:
         raise UsageError("predict: no files given; valid: python -m trainer predict IMG...")
     _configure_devices(dataclasses.replace(config, num_cpu_devices=1))
-    from trainer import inference
+    from trainer.commands.predict import inference
 
     status = EXIT_DONE
     for answer in inference.Predictor(values.workdir, config.platform).predict(files):
@@ -229,7 +229,7 @@ def _predict(config: TrainConfig, values: flags.FlagValues, *files: str) -> int:
 def _export(config: TrainConfig, values: flags.FlagValues) -> int:
     """Write the newest checkpoint's network as one file that runs with jax alone (--output)."""
     _configure_devices(dataclasses.replace(config, platform="cpu", num_cpu_devices=1))
-    from trainer import export
+    from trainer.commands import export
 
     print(json.dumps(export.export(values.workdir, values.output)))
     return EXIT_DONE
@@ -251,10 +251,10 @@ _COMMANDS_WITH_FILES = ("predict",)
 
 def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
     """Set up jax before anything touches a device."""
-    from trainer import compilation_cache, devices
+    from trainer import devices
 
     if config.compilation_cache:
-        compilation_cache.enable()
+        devices.enable_compilation_cache()
     devices.configure(config.platform, config.num_cpu_devices, config.batch_size, num_processes)
 
 

@@ -1,4 +1,4 @@
-"""Our side: the parts of `trainer.loop.train`, in turns."""
+"""Our side: the parts of `trainer.run.loop.train`, in turns."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from trainer import compilation_cache, devices
+from trainer import devices
 from trainer.config import TrainConfig
 
 
@@ -22,12 +22,12 @@ class Training:
           **hyperparameters: fields of TrainConfig.
         """
         config = TrainConfig(**hyperparameters)
-        compilation_cache.enable()
+        devices.enable_compilation_cache()
         devices.configure(config.platform, config.num_cpu_devices, config.batch_size)
-        from trainer.checkpoints import Checkpointer
-        from trainer.job import prepare
-        from trainer.records import Records
-        from trainer.startup import start
+        from trainer.checkpoints.store import Checkpointer
+        from trainer.records.metrics import Records
+        from trainer.run.job import prepare
+        from trainer.run.startup import start
 
         self._workdir = tempfile.TemporaryDirectory()
         self._job = prepare(config, self._workdir.name)
@@ -82,7 +82,7 @@ class Training:
           "seconds", and of them "stall": how long the loop stood still before the first step,
           to compare the replicas, to hash and copy the state and to hand it to the writer.
         """
-        from trainer.resume import checkpoint_meta
+        from trainer.run.resume import checkpoint_meta
 
         jax.block_until_ready(self._state)
         self._records.flush()
@@ -102,8 +102,8 @@ class Training:
 
     def restore(self) -> float:
         """Return the seconds from a folder of checkpoints to a verified state on the devices."""
-        from trainer.recovery import restore_newest
-        from trainer.state import abstract_train_state, train_state_init
+        from trainer.checkpoints.recovery import restore_newest
+        from trainer.step.state import abstract_train_state, train_state_init
 
         job = self._job
         init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
@@ -116,7 +116,7 @@ class Training:
 
     def digests(self) -> float:
         """Return the seconds to copy the state to the host and hash every leaf."""
-        from trainer.digests import leaf_digests
+        from trainer.checkpoints.digests import leaf_digests
 
         # The host keeps a copy of an array that it has read: a step makes new arrays.
         self.bare_turn(1)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import tensorflow_datasets as tfds
 
-from trainer.datasets import foreign, mnist_idx, prepare, records
+from trainer.datasets import decode, foreign, mnist_idx, prepare
 from trainer.errors import UsageError
 
 
@@ -105,7 +105,7 @@ class DatasetSource:
         """Reads one split as uint8[N, H, W, C] and int32[N]."""
         ours = isinstance(self.builder, mnist_idx.MnistIdx)
         try:
-            images, labels = records.read_split(self.builder, split)
+            images, labels = decode.read_split(self.builder, split)
             expected = self.builder.info.metadata.get(f"{split}_crc32") if ours else None
         except UsageError as error:
             raise UsageError(f"--dataset={self.name}: {error}") from error

@@ -1,0 +1,85 @@
+"""A trained network as one file, which jax runs without the trainer."""
+
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from etils import epath
+
+from trainer.commands.predict.inference import Predictor
+from trainer.errors import RunError, UsageError
+from trainer.workdir.storage import write_whole
+
+EXPORT_FILE = "model.jaxexport"
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(workdir: epath.PathLike, output: epath.PathLike | None) -> dict[str, Any]:
+    """Write the newest good checkpoint's network, weights included, for any number of images.
+
+    `jax.export.deserialize(content).call(images)` maps uint8[n, H, W, C], n >= 1, as they are in
+    the data set, to probabilities float32[n, num_classes]: scaling and softmax are part of it.
+
+    Args:
+      workdir: of a run.
+      output: the file; None: model.jaxexport in the workdir. Another export there is replaced.
+
+    Returns:
+      file, step (of the checkpoint), dataset, platforms, input, output, bytes.
+
+    Raises:
+      UsageError: there is no checkpoint, or the file cannot be written or is no export.
+      RunError: no checkpoint is good, or the disk is full.
+    """
+    path = epath.Path(workdir) / EXPORT_FILE if output is None else epath.Path(output)
+    _check_replaceable(path)
+    predictor = Predictor(workdir)
+    (n,) = jax.export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, *predictor.image_shape), jnp.uint8)
+    exported = jax.export.export(jax.jit(predictor.infer), platforms=_PLATFORMS)(images)
+    content = exported.serialize()
+    _write(path, content)
+    return {
+        "file": str(path),
+        "step": predictor.step,
+        "dataset": predictor.dataset,
+        "platforms": list(exported.platforms),
+        "input": exported.in_avals[0].str_short(),
+        "output": exported.out_avals[0].str_short(),
+        "bytes": len(content),
+    }
+
+
+def _check_replaceable(path: epath.Path) -> None:
+    """Refuse to write over what is no export, before any work is done."""
+    if path.is_dir():
+        reason = "it is a folder"
+    elif path.exists() and not _is_export(path):
+        reason = "there is a file that is no export"
+    else:
+        return
+    raise UsageError(f"--output={path}: {reason}; valid: a new file, or an older export")
+
+
+def _is_export(path: epath.Path) -> bool:
+    """Return whether jax could run what is in a file."""
+    try:
+        jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception:  # Whatever the first bytes of something else happen to mean.
+        return False
+    return True
+
+
+def _write(path: epath.Path, content: bytes | bytearray) -> None:
+    """Write a file whole or not at all."""
+    try:
+        write_whole(path, bytes(content))
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise UsageError(
+            f"--output={path} cannot be written: {error.strerror}; valid: a file in a folder that "
+            "exists and may be written"
+        ) from error
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror}; free space") from error

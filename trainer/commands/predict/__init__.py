@@ -1,0 +1,1 @@
+"""Digits in image files: pictures made as MNIST was made, and the network asked about them."""

@@ -1,0 +1,113 @@
+"""What a trained network says about pictures; `predict` and `export` share the function."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from trainer import devices
+from trainer.commands.inspection import restore_model
+from trainer.commands.predict.images import IMAGE_SHAPE, digit_pixels, object_pixels, read_image
+from trainer.commands.predict.ink import ImageError
+from trainer.errors import UsageError
+from trainer.step.networks import scale_pixels
+
+# Pictures that the network takes at once.
+_BATCH_SIZE = 128
+
+# How a picture becomes what the network was trained on, and what its classes are.
+_PREPARE = {
+    "mnist": ("digit", digit_pixels),
+    "kmnist": ("label", object_pixels),
+    "fashion_mnist": ("label", object_pixels),
+}
+
+
+def create_inference(
+    model: nn.Module, params: Any, mean: float, std: float
+) -> Callable[[jax.Array], jax.Array]:
+    """Return the function from images, as they are in a data set, to probabilities.
+
+    Args:
+      model: the network.
+      params: its parameters; they become part of the function.
+      mean: see `models.scale_pixels`.
+      std: see `models.scale_pixels`.
+
+    Returns:
+      infer(images uint8[B, H, W, C]) -> float32[B, num_classes], each row adding up to 1; pure.
+    """
+
+    def infer(images: jax.Array) -> jax.Array:
+        inputs = scale_pixels(images, jnp.float32(mean), jnp.float32(std))
+        return jax.nn.softmax(cast(jax.Array, model.apply({"params": params}, inputs)))
+
+    return infer
+
+
+class Predictor:
+    """The newest good checkpoint of a run, ready to be asked about pictures."""
+
+    def __init__(self, workdir: epath.PathLike, platform: str = "auto"):
+        """Read the checkpoint; no data set is needed.
+
+        Args:
+          workdir: of a run.
+          platform: "auto", "cpu", "gpu" or "tpu"; one device of it is used.
+
+        Raises:
+          UsageError: there is no checkpoint, or no such device.
+          RunError: no checkpoint is good.
+        """
+        restored, model = restore_model(workdir, devices.create_mesh(platform, 1))
+        inputs = restored.meta["inputs"]
+        params = jax.device_get(restored.state.params)
+        self.image_shape = tuple(inputs["image_shape"])
+        self.dataset: str = restored.meta["config"]["dataset"]
+        self.step = restored.step
+        self.infer = create_inference(model, params, inputs["mean"], inputs["std"])
+
+    def predict(self, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Answer for one picture after the other, in the order of the paths.
+
+        Args:
+          paths: files of any format that Pillow reads, one digit in each (or one character, one
+            garment, where the network has learned those).
+
+        Yields:
+          {"file": path, "digit": int, "probabilities": [float of every class]}, where "digit" is
+          "label" for other data sets than MNIST; or {"file": path, "error": what is wrong with it}.
+
+        Raises:
+          UsageError: how pictures are prepared for this data set is not known.
+        """
+        if self.dataset not in _PREPARE or self.image_shape != IMAGE_SHAPE:
+            raise UsageError(
+                f"the run was trained on --dataset={self.dataset}, and how a picture becomes one "
+                f"of its images is not known; valid: a run on {', '.join(_PREPARE)}, or export "
+                "and prepare the images yourself"
+            )
+        name, prepare = _PREPARE[self.dataset]
+        batch_size = min(_BATCH_SIZE, len(paths))
+        infer = jax.jit(self.infer)
+        for start in range(0, len(paths), batch_size or 1):
+            # The last batch is filled up with black: one shape, compiled once.
+            images = np.zeros((batch_size, *self.image_shape), np.uint8)
+            errors: dict[int, str] = {}
+            batch = paths[start : start + batch_size]
+            for row, path in enumerate(batch):
+                try:
+                    images[row] = prepare(read_image(path))
+                except ImageError as error:
+                    errors[row] = str(error)
+            rows = np.asarray(infer(images))
+            for row, path in enumerate(batch):
+                if row in errors:
+                    yield {"file": path, "error": errors[row]}
+                    continue
+                label, probabilities = int(rows[row].argmax()), rows[row].tolist()
+                yield {"file": path, name: label, "probabilities": probabilities}

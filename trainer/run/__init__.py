@@ -1,0 +1,1 @@
+"""What `python -m trainer train` does: the job, its programs, where it resumes, and the loop."""

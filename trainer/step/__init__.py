@@ -1,0 +1,1 @@
+"""What the devices execute: networks, optimizers, batches, the train step and the evaluation."""
