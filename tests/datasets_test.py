@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from trainer import datasets
-from trainer.datasets import idx, sources
+from trainer.datasets import decode, idx, sources
 from trainer.datasets.mnist_idx import MnistIdx
 from trainer.errors import RunError, UsageError
 

@@ -1,4 +1,4 @@
-"""The architecture is the folders of trainer/: who may import whom, and who alone uses a library."""
+"""The architecture is the folders of trainer/: who may import whom, who alone uses a library."""
 
 import ast
 from pathlib import Path
