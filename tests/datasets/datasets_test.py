@@ -121,9 +121,7 @@ def test_both_ways_of_decoding_agree(data_dir):
     features = builder.info.features
     together = decode._decode_together(some, features)
     assert together is not None
-    for one, other in zip(
-        together, decode._decode_one_by_one(some, features, "test"), strict=True
-    ):
+    for one, other in zip(together, decode._decode_one_by_one(some, features, "test"), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     # A record of another layout must end the shortcut, not be cut at the wrong place.
