@@ -21,7 +21,7 @@ from trainer.processes import roll_call as rollcall
 from trainer.processes.cluster import Cluster, find_cluster
 from trainer.run.loop import train
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # The processes are told of a failure at once; jax alone would take up to 100 seconds.
 SECONDS_TO_END = 30

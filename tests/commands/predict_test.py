@@ -21,7 +21,7 @@ from trainer.errors import UsageError
 from trainer.run.loop import train
 from trainer.step.networks import scale_pixels
 
-DIGITS = sorted((Path(__file__).parent / "digits").glob("*.png"))
+DIGITS = sorted((Path(__file__).parents[1] / "digits").glob("*.png"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from trainer.schedules.range_curves import (
 
 STEPS = 500
 RATES = ramp(1e-5, 10, STEPS, EXPONENTIAL).astype(np.float64)
-RECORDED = Path(__file__).parent / "data" / "range_test_cnn.csv"
+RECORDED = Path(__file__).parents[1] / "data" / "range_test_cnn.csv"
 
 
 def accuracies(rise: float, top: float, fall: float = np.inf, noise: float = 0.02) -> np.ndarray:

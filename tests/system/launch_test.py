@@ -17,7 +17,7 @@ import pytest
 
 from trainer.commands import inspection
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "launch" / "local.py"
 
 STAND_IN = """

@@ -16,7 +16,7 @@ import pytest
 
 from trainer.schedules.cyclical import create_triangular_schedule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DAEMONS = {
     name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     for name in ("munged", "slurmctld", "slurmd")

@@ -19,7 +19,7 @@ from trainer.errors import RunError
 from trainer.run.loop import train
 from trainer.schedules.cyclical import create_triangular_schedule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
 
 

@@ -11,7 +11,7 @@ from trainer.commands.predict.images import digit_pixels, object_pixels, read_im
 from trainer.commands.predict.ink import ImageError
 from trainer.datasets import Dataset
 
-DIGITS = Path(__file__).parent / "digits"
+DIGITS = Path(__file__).parents[1] / "digits"
 
 
 def drawing(digit: np.ndarray, side: int = 112, margin: int = 30) -> Image.Image:

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from trainer.config import TrainConfig
 from trainer.records.metrics import METRICS_FILE, TENSORBOARD_DIR, Records
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(num_steps=100, batch_size=50)
 SCALARS = {
     "train": {"learning_rate", "loss", "accuracy", "images_per_second"},

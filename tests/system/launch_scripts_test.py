@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 GCLOUD = """#!{python}
 import json, os, pathlib, shutil, subprocess, sys
