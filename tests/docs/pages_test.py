@@ -1,5 +1,7 @@
 """README and pages: links resolve, and flags, commands and files that they name exist."""
 
+import contextlib
+import io
 import pathlib
 import re
 
@@ -21,7 +23,6 @@ _FOREIGN_FLAGS = {
     "mkdocs": "strict",
     "tensorboard": "logdir",
     "ruff": "check",
-    "pre-commit": "all-files",
 }
 
 each_page = pytest.mark.parametrize("page", _PAGES, ids=_NAMES)
@@ -65,35 +66,50 @@ def test_links_resolve(page):
 
 @pytest.fixture(scope="module")
 def help_text() -> str:
-    """What `--help` says, of the trainer and of every command."""
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *values, **_: printed.extend(map(str, values)))
-        for command in ([], *([name] for name in sorted(cli._COMMANDS))):
-            assert cli.run(["trainer", *command, "--help"]) == 0
-    return "\n".join(printed)
+    """What `--help` says, of the trainer and of every command in the README's table."""
+    table = _text(_ROOT / "README.md").split("\n## Commands\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^\| `([a-z_]+)", table.split("|---|")[1], re.M)
+    assert "find_lr" in commands
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for command in ([], *([name] for name in commands)):
+            assert cli.run(["trainer", *command, "--help"]) == 0, command
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def known_flags(help_text: str) -> set[str]:
-    """The trainer's flags, those of our scripts, and those of programs that pages start."""
-    ours = set(re.findall(r"--(?:\[no\])?([\w-]+)", help_text)) | {"help", "flagfile", "version"}
-    scripts = [*(_ROOT / "launch").iterdir(), *(_ROOT / "tests" / "benchmarks").glob("*.py")]
-    theirs = {
-        name
-        for script in scripts
-        if script.is_file()
-        for name in re.findall(r"--([a-z][\w-]*)", _text(script))
-    }
-    foreign = " ".join(_FOREIGN_FLAGS.values()).split()
-    return ours | {f"no{name}" for name in ours} | theirs | set(foreign)
+def trainer_flags(help_text: str) -> set[str]:
+    """The trainer's own flags."""
+    names = set(re.findall(r"--(?:\[no\])?(\w+)", help_text)) | {"help", "flagfile", "version"}
+    return names | {f"no{name}" for name in names}
+
+
+@pytest.fixture(scope="module")
+def known_flags(trainer_flags: set[str]) -> set[str]:
+    """The flags of all programs that pages start."""
+    scripts = [
+        *(_ROOT / "launch").glob("*.*"),
+        *(_ROOT / "tests" / "benchmarks").glob("*.py"),
+        _ROOT / "tests" / "docs" / "run_tutorial.py",
+    ]
+    ours = {name for script in scripts for name in re.findall(r"--([a-z][\w-]*)", _text(script))}
+    return trainer_flags | ours | set(" ".join(_FOREIGN_FLAGS.values()).split())
+
+
+def _flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text))
 
 
 @each_page
 def test_flags_exist(page, known_flags):
-    named = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", _text(page)))
+    assert not _flags(_text(page)) - known_flags
 
-    assert not named - known_flags
+
+@each_page
+def test_flags_of_trainer_commands_are_the_trainers(page, trainer_flags):
+    commands = re.findall(r"python -m trainer\b[^`\n|]*", _text(page))
+
+    assert not _flags("\n".join(commands)) - trainer_flags
 
 
 @each_page
