@@ -23,9 +23,9 @@ class Docstrings(griffe.Extension):
 
 
 def _help(attribute: griffe.Attribute) -> str:
-    """Return the help text in `name: type = _option(default, group, help, ...)`; or nothing."""
+    """Return the help text in `name: type = option(default, group, help, ...)`; or nothing."""
     value = attribute.value
-    if not (isinstance(value, griffe.ExprCall) and str(value.function) == "_option"):
+    if not (isinstance(value, griffe.ExprCall) and str(value.function).lstrip("_") == "option"):
         return ""
     default, _, text = [str(argument) for argument in value.arguments[:3]]
     return f"{ast.literal_eval(text)} (default {default})"
