@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         if found is None:
             pytest.skip(f"{module}, of the extra [docs], is not installed")
     folder = tmp_path_factory.mktemp("site")
-    command = ["build", "--strict", "--quiet", "-f", "docs/mkdocs.yml", "-d", str(folder)]
+    command = ["build", "--strict", "-f", "docs/mkdocs.yml", "-d", str(folder)]
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", *command],
         capture_output=True,
