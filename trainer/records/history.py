@@ -1,0 +1,173 @@
+"""What the files of a run say of it, whether it has ended, was stopped or is in progress."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from trainer.errors import RunError, UsageError
+from trainer.records import lines
+from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE, replace_file
+from trainer.workdir.storage import open_workdir
+
+logger = logging.getLogger(__name__)
+
+# Averaged parameters that a test may have been made with, too.
+AVERAGES = ("average", "ema")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """A resume from a checkpoint.
+
+    Attributes:
+      step: at which the run was resumed.
+      changes: what was changed in its configuration: field -> [before, after].
+    """
+
+    step: int
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunHistory:
+    """What a run has recorded.
+
+    Attributes:
+      workdir: of the run.
+      config: as it is stored.
+      train: column name -> float64[n]: step, epoch, learning_rate, loss, accuracy, and momentum
+        where it is recorded (NaN at steps without one).
+      test: column name -> float64[m]: step (updates made so far), loss, accuracy.
+      averages: "average" and "ema", where such parameters were tested -> columns as in `test`.
+      resumes: in order of their steps.
+    """
+
+    workdir: epath.Path
+    config: dict[str, Any]
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    averages: dict[str, dict[str, np.ndarray]]
+    resumes: list[Resume]
+
+
+def read_history(workdir: epath.PathLike) -> RunHistory:
+    """Return what a run has recorded so far.
+
+    Args:
+      workdir: of the run.
+
+    Raises:
+      UsageError: there are no records of training steps.
+      RunError: config.json is damaged, or a file could not be read.
+    """
+    workdir = open_workdir(workdir)
+    config, metrics = workdir / CONFIG_FILE, workdir / METRICS_FILE
+    records = _read_records(metrics) if config.exists() and metrics.exists() else []
+    train, test = (
+        [record for record in records if record["split"] == split] for split in ("train", "test")
+    )
+    if not train:
+        raise UsageError(
+            f"--workdir={workdir}: there are no records of training steps ({METRICS_FILE} and "
+            f"{CONFIG_FILE}) in it; use a folder that python -m trainer has trained in"
+        )
+    has_momentum = any("momentum" in record for record in train)
+    names = ["step", "epoch", "learning_rate", "loss", "accuracy"] + ["momentum"] * has_momentum
+    return RunHistory(
+        workdir=workdir,
+        config=_read_config(config),
+        train=_columns(train, names),
+        test=_columns(test, ["step", "loss", "accuracy"]),
+        averages=_read_averages(test),
+        resumes=_read_resumes(workdir),
+    )
+
+
+def note_resume(
+    workdir: epath.Path, first_step: int, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Note that a run starts, or resumes, at `first_step`.
+
+    Resumes at later steps are forgotten: what came after them is dropped and trained again.
+
+    Args:
+      workdir: of the run.
+      first_step: 0 for a start.
+      changes: of the configuration at this resume: field -> [before, after].
+    """
+    known = _read_resumes(workdir)
+    resumes = [resume for resume in known if resume.step < first_step]
+    if first_step:
+        resumes.append(Resume(first_step, dict(changes or {})))
+    if resumes != known:
+        stored = [dataclasses.asdict(resume) for resume in resumes]
+        replace_file(workdir / RESUMES_FILE, json.dumps(stored).encode())
+
+
+def _read_records(path: epath.Path) -> list[dict[str, Any]]:
+    """Return the records in metrics.jsonl, in order; say which lines are none."""
+    try:
+        found = lines.read_lines(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} could not be read: {error.strerror or error}") from error
+    if found.foreign:
+        noun = "line" if len(found.foreign) == 1 else "lines"
+        numbers = lines.describe_numbers(found.foreign)
+        logger.warning("%s: %s %s skipped: no record of a step", path, noun, numbers)
+    return [record for line in found.kept.values() if (record := lines.parse_record(line))]
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+    """Return the stored configuration."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise RunError(
+            f"{path} cannot be read as JSON: it was cut short or edited; the configuration of the "
+            f"run also stands in its checkpoints: python -m trainer inspect --workdir={path.parent}"
+        )
+    return config
+
+
+def _read_resumes(workdir: epath.Path) -> list[Resume]:
+    """Return the resumes of a run; none where the file is missing or damaged."""
+    path = workdir / RESUMES_FILE
+    try:
+        stored = json.loads(path.read_bytes()) if path.exists() else []
+        # Older versions stored steps alone.
+        items = [{"step": item, "changes": {}} if type(item) is int else item for item in stored]
+        return [Resume(int(item["step"]), dict(item["changes"])) for item in items]
+    except (ValueError, TypeError, KeyError, OSError, RecursionError):
+        # Marks in a picture are not worth a run.
+        return []
+
+
+def _read_averages(test: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the columns of each kind of averaged parameters that some test was made with."""
+    found = {}
+    for kind in AVERAGES:
+        rows = [{**r[kind], "step": r["step"]} for r in test if isinstance(r.get(kind), dict)]
+        if rows:
+            found[kind] = _columns(rows, ["step", "loss", "accuracy"])
+    return found
+
+
+def _columns(records: list[dict[str, Any]], names: list[str]) -> dict[str, np.ndarray]:
+    """Return the values of the records, name by name; NaN where one has no number."""
+    return {
+        name: np.array(
+            [
+                value if type(value := record.get(name)) in (int, float) else float("nan")
+                for record in records
+            ],
+            np.float64,
+        )
+        for name in names
+    }
