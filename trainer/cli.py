@@ -133,8 +133,7 @@ def _show_plan(job: "Job") -> None:
     print(describe(job), file=sys.stderr)
     width = shutil.get_terminal_size().columns
     print(describe_schedule_in_full(job, width), file=sys.stderr)
-    lengths = job.plan.num_steps, job.plan.steps_per_epoch
-    picture = figures.draw_schedule(job.schedule, *lengths, job.workdir)
+    picture = figures.draw_schedule(job.schedule, job.config, job.plan, job.workdir)
     print(f"the learning rate as planned: {picture}", file=sys.stderr)
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.records import lines
 from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE, replace_file
@@ -26,11 +27,11 @@ class Resume:
 
     Attributes:
       step: at which the run was resumed.
-      changes: what was changed in its configuration: field -> [before, after].
+      changes: what was changed in its configuration: field -> (before, after).
     """
 
     step: int
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RunHistory:
 
     Attributes:
       workdir: of the run.
-      config: as it is stored.
+      config: resolved.
       train: column name -> float64[n]: step, epoch, learning_rate, loss, accuracy, and momentum
         where it is recorded (NaN at steps without one).
       test: column name -> float64[m]: step (updates made so far), loss, accuracy.
@@ -48,7 +49,7 @@ class RunHistory:
     """
 
     workdir: epath.Path
-    config: dict[str, Any]
+    config: TrainConfig
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
     averages: dict[str, dict[str, np.ndarray]]
@@ -89,7 +90,7 @@ def read_history(workdir: epath.PathLike) -> RunHistory:
 
 
 def note_resume(
-    workdir: epath.Path, first_step: int, changes: Mapping[str, Any] | None = None
+    workdir: epath.Path, first_step: int, config_history: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     """Note that a run starts, or resumes, at `first_step`.
 
@@ -98,12 +99,15 @@ def note_resume(
     Args:
       workdir: of the run.
       first_step: 0 for a start.
-      changes: of the configuration at this resume: field -> [before, after].
+      config_history: what was changed at this resume and at earlier ones: of
+        {"step": int, "changes": {field: [before, after]}}.
     """
     known = _read_resumes(workdir)
     resumes = [resume for resume in known if resume.step < first_step]
     if first_step:
-        resumes.append(Resume(first_step, dict(changes or {})))
+        changes = [entry["changes"] for entry in config_history if entry["step"] == first_step]
+        pairs = changes[-1] if changes else {}
+        resumes.append(Resume(first_step, {name: tuple(pair) for name, pair in pairs.items()}))
     if resumes != known:
         stored = [dataclasses.asdict(resume) for resume in resumes]
         replace_file(workdir / RESUMES_FILE, json.dumps(stored).encode())
@@ -122,18 +126,16 @@ def _read_records(path: epath.Path) -> list[dict[str, Any]]:
     return [record for line in found.kept.values() if (record := lines.parse_record(line))]
 
 
-def _read_config(path: epath.Path) -> dict[str, Any]:
+def _read_config(path: epath.Path) -> TrainConfig:
     """Return the stored configuration."""
     try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
+        return TrainConfig.from_stored(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise RunError(
-            f"{path} cannot be read as JSON: it was cut short or edited; the configuration of the "
-            f"run also stands in its checkpoints: python -m trainer inspect --workdir={path.parent}"
-        )
-    return config
+            f"{path} does not hold the configuration of a run: it was cut short or edited; the "
+            "configuration also stands in the checkpoints of the run: python -m trainer inspect "
+            f"--workdir={path.parent}"
+        ) from error
 
 
 def _read_resumes(workdir: epath.Path) -> list[Resume]:
@@ -142,11 +144,16 @@ def _read_resumes(workdir: epath.Path) -> list[Resume]:
     try:
         stored = json.loads(path.read_bytes()) if path.exists() else []
         # Older versions stored steps alone.
-        items = [{"step": item, "changes": {}} if type(item) is int else item for item in stored]
-        return [Resume(int(item["step"]), dict(item["changes"])) for item in items]
-    except (ValueError, TypeError, KeyError, OSError, RecursionError):
+        return [Resume(item) if type(item) is int else _parse_resume(item) for item in stored]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
         # Marks in a picture are not worth a run.
         return []
+
+
+def _parse_resume(item: Any) -> Resume:
+    """Return a resume as `note_resume` has stored it."""
+    changes = {name: (before, after) for name, (before, after) in item["changes"].items()}
+    return Resume(int(item["step"]), changes)
 
 
 def _read_averages(test: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

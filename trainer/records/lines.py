@@ -74,7 +74,7 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
     if type(record.get("step")) is not int or not 0 <= record["step"] <= 2**31:
         return None
     for name in _FIELDS[record["split"]]:
-        value = record.get(name)
+        value: Any = record.get(name)
         if type(value) not in (int, float) or not -_LARGEST < value < _LARGEST:
             return None
     return record

@@ -22,7 +22,7 @@ _NO_SCALARS = ("split", "step", "epoch", "examples")
 
 
 class TensorBoard:
-    """Writes records as scalars, one event each: train/loss, test/accuracy, test/ema/loss and so on.
+    """Writes records as scalars, one event each: train/loss, test/accuracy, test/ema/loss, ...
 
     Every start of a run writes an event file of its own and changes no earlier one. It begins with
     the mark of a restart at `first_step`, from which TensorBoard knows that the later steps of

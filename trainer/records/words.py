@@ -8,6 +8,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def quantity(value: float, noun: str) -> str:
+    """Return a number, whole or not, with its noun: "1 epoch", "2.5 epochs"."""
+    return f"{value:,.6g} {noun}{'' if value == 1 else 's'}"
+
+
 def learning_rate(value: float, digits: int = 4) -> str:
     """Return a learning rate with a fixed number of significant digits."""
     return f"{value:#.{digits}g}"

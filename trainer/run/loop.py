@@ -15,14 +15,15 @@ from trainer.config import TrainConfig
 from trainer.errors import Stopped
 from trainer.processes.signals import StopRequest, StopVote
 from trainer.records import figures
-from trainer.records.metrics import NoRecords, Records
+from trainer.records.history import note_resume
+from trainer.records.metrics import Records
 from trainer.records.profiling import Profiler
 from trainer.run.job import Job, describe, prepare
 from trainer.run.resume import checkpoint_meta, restore
 from trainer.run.startup import start
 from trainer.schedules.positions import position_at
 from trainer.workdir.claim import claim
-from trainer.workdir.files import CONFIG_FILE, note_resume
+from trainer.workdir.files import CONFIG_FILE
 from trainer.workdir.storage import write_whole
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,14 @@ def train(
             return None
         if processes.is_first():
             _write_config(job)
-            note_resume(job.workdir, first_step)
+            note_resume(job.workdir, first_step, job.config_history)
         logger.info("%s", describe(job))
         if restored:
             _say_resuming(job, first_step)
         programs, data, state = start(job, restored)
         with (
             _open_checkpointer(job) as checkpointer,
-            _open_records(job, first_step) as records,
+            Records(job.workdir, job.config, plan, first_step, processes.is_first()) as records,
             Profiler(records.folder, first_step, _profiles(job)) as profiler,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)
@@ -127,13 +128,6 @@ def _open_checkpointer(job: Job) -> Checkpointer:
     if processes.is_first():
         return Checkpointer(job.workdir, job.config.keep_checkpoints)
     return NoCheckpointer()
-
-
-def _open_records(job: Job, first_step: int) -> Records:
-    """Return the records, which are written in the first process only."""
-    if processes.is_first():
-        return Records(job.workdir, job.config, job.plan, first_step)
-    return NoRecords()
 
 
 def _profiles(job: Job) -> bool:
