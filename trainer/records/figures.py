@@ -137,7 +137,8 @@ def schedule_figure(
     axes = figure.subplots()
     headline = (
         f"planned: {words.counted(num_steps, 'step')}, "
-        f"{words.quantity(num_steps / plan.steps_per_epoch, 'epoch')} of {plan.steps_per_epoch:,}"
+        f"{words.quantity(num_steps / plan.steps_per_epoch, 'epoch')} of "
+        f"{words.counted(plan.steps_per_epoch, 'step')}"
     )
     footer = f"{_describe_config(config, plan.steps_per_cycle)}\n{_shortened(workdir)}"
     panels.title(figure, headline, footer)
@@ -210,7 +211,7 @@ def _draw_tests(history: RunHistory, loss_axes: "Axes", accuracy_axes: "Axes") -
     kinds = [("test", history.test, panels.ORANGE)]
     colors = (panels.PURPLE, panels.SKY)
     for (kind, columns), color in zip(history.averages.items(), colors, strict=False):
-        kinds.append((f"test of {kind}", columns, color))
+        kinds.append((kind, columns, color))
     for label, columns, color in kinds:
         if len(columns["step"]):
             loss, accuracy = columns["loss"], 100 * columns["accuracy"]
@@ -223,9 +224,9 @@ def _draw_tests(history: RunHistory, loss_axes: "Axes", accuracy_axes: "Axes") -
 def _describe_run(history: RunHistory) -> tuple[str, str]:
     """Return the headline of a run, its result, and the small print."""
     config, done = history.config, int(history.train["step"][-1]) + 1
-    # The records of a run may be longer than the run that was asked for last.
-    planned = max(config.num_steps or 0, done)
-    headline = f"{done:,} of {words.counted(planned, 'step')}"
+    planned = config.num_steps or 0
+    of = f"{done:,} of " if done < planned else ""
+    headline = f"{of}{words.counted(max(done, planned), 'step')}"
     if len(history.test["step"]):
         headline = f"test accuracy {100 * history.test['accuracy'][-1]:.2f} % after {headline}"
     lines = [_describe_config(config, config.steps_per_cycle), _shortened(history.workdir)]

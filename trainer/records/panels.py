@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _WIDTH, _DPI = 10.0, 150  # inches, pixels an inch
-_MOST_CYCLES = 100
+# Cycles that can be told apart, entries in a row of a legend.
+_MOST_CYCLES, _MOST_IN_ROW = 100, 4
 # Fewer steps in a bin of a band make a comb of it; fewer points in a line need dots.
 _LEAST_IN_BIN, _LEAST_IN_LINE = 8, 10
 
@@ -80,15 +81,14 @@ def draw_cyclic(
         label = f"lowest to highest, {words.counted(num_ends + 1, 'cycle')}"
         _draw_band(axes, steps, values, _MOST_CYCLES, color=color, alpha=0.5, label=label)
     else:
-        axes.plot(*curves.envelope(steps, values), color=color, lw=1.5, marker=_dots(steps), ms=4)
+        axes.plot(*curves.envelope(steps, values), color=color, lw=1.5, **_dots(steps))
 
 
 def draw_curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, window: int) -> None:
     """Draw the values of every step faintly, and their moving mean."""
     axes.grid(axis="y", alpha=0.25)
     if window == 1:
-        style: dict[str, Any] = {"lw": 1.6, "marker": _dots(steps), "ms": 4}
-        axes.plot(steps, values, color=BLUE, label="each training step", **style)
+        axes.plot(steps, values, color=BLUE, lw=1.6, label="each training step", **_dots(steps))
         return
     if len(steps) <= curves.MOST_BINS:
         axes.plot(steps, values, color=BLUE, alpha=0.35, lw=0.8, label="each training step")
@@ -114,8 +114,8 @@ def draw_steps(axes: "Axes", num_steps: int) -> None:
     """Label the axis of steps."""
     axes.set_xlabel("step")
     axes.set_xlim(0, num_steps)
-    axes.locator_params(axis="x", integer=True, nbins=9 if num_steps < 10**8 else 5)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_formatter(lambda step, _: words.short(step))
 
 
 def mark_epochs(panels: Sequence["Axes"], steps: np.ndarray, epochs: np.ndarray) -> None:
@@ -133,7 +133,7 @@ def mark_epochs(panels: Sequence["Axes"], steps: np.ndarray, epochs: np.ndarray)
         below = panels[-1].secondary_xaxis("bottom")
         below.spines["bottom"].set_position(("outward", 36))
         below.spines["bottom"].set_visible(False)
-        below.set_xticks(steps, [f"{epoch:,.0f}" for epoch in epochs])
+        below.set_xticks(steps, [words.short(epoch) for epoch in epochs])
         below.set_xlabel("epochs done")
 
 
@@ -162,12 +162,13 @@ def plain_log_ticks(axis: Any) -> None:
 
 def legend(axes: "Axes", handles: "list[Line2D] | None" = None) -> None:
     """Put a legend of these lines, or of all, above the panel, where it covers nothing."""
-    if handles or axes.get_legend_handles_labels()[1]:
+    count = len(handles or axes.get_legend_handles_labels()[1])
+    if count:
         axes.legend(
             handles=handles,
             loc="lower right",
             bbox_to_anchor=(1, 1),
-            ncols=6,
+            ncols=count if count <= _MOST_IN_ROW else -(-count // 2),
             frameon=False,
             borderaxespad=0.1,
             fontsize=9.5,
@@ -184,6 +185,6 @@ def _draw_band(
     axes.fill_between(edges, [*lows, lows[-1]], [*highs, highs[-1]], step="post", lw=0, **style)
 
 
-def _dots(steps: np.ndarray) -> str:
-    """Return the marker of a line: without dots, a line of one point is nothing."""
-    return "o" if len(steps) <= _LEAST_IN_LINE else ""
+def _dots(steps: np.ndarray) -> dict[str, Any]:
+    """Return the style of dots where they are few: a line of one point shows nothing."""
+    return {"marker": "o", "ms": 4, "clip_on": False} if len(steps) <= _LEAST_IN_LINE else {}

@@ -10,7 +10,13 @@ def counted(count: int, noun: str) -> str:
 
 def quantity(value: float, noun: str) -> str:
     """Return a number, whole or not, with its noun: "1 epoch", "2.5 epochs"."""
-    return f"{value:,.6g} {noun}{'' if value == 1 else 's'}"
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{text} {noun}{'' if value == 1 else 's'}"
+
+
+def short(number: float) -> str:
+    """Return a large number for an axis: "4,680", "2.5M"."""
+    return f"{number:,.0f}" if number < 1e6 else f"{number / 1e6:,g}M"
 
 
 def learning_rate(value: float, digits: int = 4) -> str:
@@ -37,7 +43,7 @@ def test_result(record: dict[str, Any]) -> str:
     """Return the metrics of an evaluation, those of averaged parameters included."""
     text = (
         f"test loss {loss(record['loss'])}  test accuracy {100 * record['accuracy']:.2f} % "
-        f"of {counted(record['examples'], 'example')}"
+        f"of {record['examples']} example{'' if record['examples'] == 1 else 's'}"
     )
     for kind, metrics in record.items():
         if isinstance(metrics, dict):
