@@ -1,5 +1,6 @@
 """The lines of metrics.jsonl: which of them are records, and what is missing between them."""
 
+import codecs
 import dataclasses
 import itertools
 import json
@@ -45,7 +46,7 @@ def read_lines(text: bytes) -> Lines:
     """
     kept: dict[tuple[int, bool], bytes] = {}
     foreign = []
-    lines = text.split(b"\n")
+    lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate(lines, 1):
         record = parse_record(line)
         place = (record["step"], record["split"] == "train") if record else None
@@ -66,7 +67,7 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
       line: of metrics.jsonl, whoever wrote it.
     """
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
     if type(record) is not dict or record.get("split") not in ("train", "test"):

@@ -229,8 +229,8 @@ def _surfacing(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = f"{remedy(path)} and " if error.errno in _NO_SPACE else ""
+        hint = remedy(path) if error.errno in _NO_SPACE else "make it writable"
         raise RunError(
-            f"{error.filename or path} could not be written: {error.strerror or error}; {hint}run "
-            "the same command again: older checkpoints are intact"
+            f"{error.filename or path} could not be written: {error.strerror or error}; {hint} and "
+            "run the same command: older checkpoints are intact"
         ) from error

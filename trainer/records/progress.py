@@ -137,5 +137,5 @@ def _terminal_columns() -> int:
     """Return how wide the terminal is now."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_COLUMNS
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):
         return _USUAL_COLUMNS

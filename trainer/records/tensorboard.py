@@ -109,7 +109,7 @@ def _prefix_after(names: Collection[str]) -> str:
     TensorBoard reads the files of a folder in the order of their names, which go on with the time.
     """
     numbers = [int(match[1]) for name in names if (match := re.match(r"events(\d+)\.", name))]
-    return f"events{max(numbers, default=0) + 1:04}"
+    return f"events{max(numbers, default=0) + 1:06}"
 
 
 def _scalars(prefix: str, record: dict[str, Any]) -> Iterator[tuple[str, float]]:
