@@ -10,9 +10,10 @@ from trainer.config import TrainConfig
 from trainer.records import progress
 from trainer.records.progress import Progress, bar_format
 from trainer.records.throughput import Throughput
+from trainer.schedules import create_plan
 
 CONFIG = TrainConfig(num_steps=100, batch_size=50, log_every_steps=10)
-PLAN = CONFIG.plan(1000)
+PLAN = create_plan(CONFIG, 1000)
 
 
 def train(step: int, learning_rate: float = 0.02345, loss: float = 0.12345) -> dict:

@@ -16,6 +16,7 @@ from tests.helpers import read_metrics
 from trainer.config import TrainConfig
 from trainer.records.metrics import Records
 from trainer.records.tensorboard import TENSORBOARD_DIR
+from trainer.schedules import create_plan
 from trainer.workdir.files import METRICS_FILE
 
 CONFIG = TrainConfig(num_steps=100, batch_size=50)
@@ -31,7 +32,7 @@ def write(
     more: Callable[[int], dict] = lambda step: {},
     more_sums: dict | None = None,
 ) -> None:
-    with Records(epath.Path(workdir), config, config.plan(1000), first) as records:
+    with Records(epath.Path(workdir), config, create_plan(config, 1000), first) as records:
         for step in range(first, last):
             metrics = {
                 "loss": jnp.float32(1 / (step + 1)),
@@ -103,7 +104,7 @@ def test_a_tensorboard_that_looks_on_shows_no_step_twice(tmp_path: Path) -> None
 
 def test_a_kill_after_a_flush_loses_nothing(tmp_path: Path) -> None:
     """What `flush` has been called for is on disk, without a word to the writer."""
-    records = Records(epath.Path(tmp_path), CONFIG, CONFIG.plan(1000), 0)
+    records = Records(epath.Path(tmp_path), CONFIG, create_plan(CONFIG, 1000), 0)
     metrics = {name: jnp.float32(1) for name in ("loss", "accuracy", "learning_rate")}
     for step in range(30):
         records.train(step, 1, metrics)

@@ -5,8 +5,6 @@ import itertools
 
 import numpy as np
 
-from trainer.schedules.tables import rise_and_fall
-
 # What can still be told apart in a picture: bins of a curve, vertical lines.
 MOST_BINS, MOST_MARKS = 800, 16
 # Steps at which a planned schedule is evaluated: all of a short run, and of a long one some evenly
@@ -50,7 +48,7 @@ def mark_every(count: int, most: int = MOST_MARKS) -> int:
     return every
 
 
-def steps_to_draw(num_steps: int, steps_per_cycle: int, cycle_up_fraction: float) -> np.ndarray:
+def steps_to_draw(num_steps: int, steps_per_cycle: int, top: int) -> np.ndarray:
     """Return the steps at which a schedule is worth evaluating, however long the run is.
 
     They include the lowest and the highest step of each cycle that they touch, of the first and
@@ -59,7 +57,7 @@ def steps_to_draw(num_steps: int, steps_per_cycle: int, cycle_up_fraction: float
     Args:
       num_steps: of the run, up to 2**31.
       steps_per_cycle: of the schedule.
-      cycle_up_fraction: of the schedule.
+      top: the step of a cycle at which the rate is highest.
 
     Returns:
       int64[n], rising, with n of some thousands.
@@ -69,7 +67,6 @@ def steps_to_draw(num_steps: int, steps_per_cycle: int, cycle_up_fraction: float
     num_cycles = -(-num_steps // steps_per_cycle)
     sampled = np.arange(0, num_cycles, -(-num_cycles // _MOST_SAMPLED_CYCLES), dtype=np.int64)
     starts = np.append(sampled, num_cycles - 1)[:, None] * steps_per_cycle
-    top, _ = rise_and_fall(steps_per_cycle, cycle_up_fraction)
     steps = (starts + np.array([0, top, steps_per_cycle - 1])).ravel()
     if num_cycles <= _MOST_SAMPLED_CYCLES:
         even = np.linspace(0, num_steps - 1, _MOST_EVEN_STEPS).astype(np.int64)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from trainer.config import Plan, TrainConfig
+from trainer.config import CONSTANT, TrainConfig
 from trainer.records import curves, panels, words
 from trainer.records.history import Resume, RunHistory, read_history
 from trainer.records.panels import BLUE as _BLUE
@@ -17,6 +17,7 @@ from trainer.records.panels import legend as _legend
 from trainer.records.panels import new_figure as _figure
 from trainer.records.panels import plain_log_ticks as _plain_log_ticks
 from trainer.records.panels import save as _save
+from trainer.schedules import Plan
 from trainer.schedules.range_curves import RangeTest
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def schedule_figure(
       workdir: of the run.
     """
     num_steps = plan.num_steps
-    steps = curves.steps_to_draw(num_steps, plan.steps_per_cycle, config.cycle_up_fraction)
+    steps = curves.steps_to_draw(num_steps, plan.steps_per_cycle, plan.top)
     rates = np.asarray(schedule(steps), np.float64)
     figure = panels.new_figure(4.4)
     axes = figure.subplots()
@@ -239,7 +240,7 @@ def _describe_config(config: TrainConfig, steps_per_cycle: int | None) -> str:
     """Return what a run is, in a line."""
     rates = f"learning rate {config.lr_min:g} to {config.lr_max:g}"
     cycles = f" in cycles of {steps_per_cycle:,} steps" if steps_per_cycle else ""
-    if config.lr_schedule == "constant":
+    if config.lr_schedule == CONSTANT:
         rates, cycles = f"learning rate {config.lr_max:g}", ""
     return (
         f"{config.dataset}, {config.model}, {config.optimizer}, batches of {config.batch_size:,}; "

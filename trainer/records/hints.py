@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import TrainConfig
+from trainer.config import CONSTANT, TrainConfig
 
 # Guessing is right this many standard deviations more often than expected, at most.
 _DEVIATIONS = 3.0
@@ -38,7 +38,7 @@ def hint_at_chance(test: dict[str, Any], guessing: float, config: TrainConfig) -
     if config.lr_max == 0:
         return f"{result}: with --lr_max=0 nothing is learned; use a higher --lr_max"
     rates = f"--lr_min={config.lr_min:g} to --lr_max={config.lr_max:g}"
-    if config.lr_schedule == "constant":
+    if config.lr_schedule == CONSTANT:
         rates = f"--lr_max={config.lr_max:g}"
     return (
         f"{result}: the learning rate ({rates}) may be too high or too low, or the run too short; "

@@ -5,26 +5,23 @@ import contextlib
 import errno
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from etils import epath
 
-from trainer.config import Plan, TrainConfig
+from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.records import words
-from trainer.records.lines import finite_or_none
 from trainer.records.metrics_file import MetricsFile, rewind
 from trainer.records.progress import Progress
 from trainer.records.tensorboard import TENSORBOARD_DIR, TensorBoard
 from trainer.records.throughput import Throughput
-from trainer.schedules.positions import position_at
+from trainer.schedules import Plan
+from trainer.step import Metrics, mean_metrics
 from trainer.workdir.files import METRICS_FILE
 from trainer.workdir.storage import LocalFiles, remedy
-
-if TYPE_CHECKING:
-    from trainer.step.train_step import Metrics
 
 # The host reads the metrics of a call this many calls late, several calls in one transfer. The
 # devices always have work queued meanwhile, and never more than twice this.
@@ -56,8 +53,7 @@ class Output(Protocol):
 class Records:
     """Takes the metrics of every step as they are on the devices, and records them in order.
 
-    Every process of a run reads them, and none waits for a step that was just dispatched; only the
-    writer has outputs to write them to.
+    Nothing here waits for a step that was just dispatched.
 
     Attributes:
       folder: where a run's files grow: the workdir, or a local folder that `flush` copies to it.
@@ -65,14 +61,7 @@ class Records:
       last_learning_rate: that of the last step that was recorded.
     """
 
-    def __init__(
-        self,
-        workdir: epath.Path,
-        config: TrainConfig,
-        plan: Plan,
-        first_step: int,
-        writer: bool = True,
-    ):
+    def __init__(self, workdir: epath.Path, config: TrainConfig, plan: Plan, first_step: int):
         """Open the records of a run that starts, or resumes, at `first_step`.
 
         Args:
@@ -80,7 +69,6 @@ class Records:
           config: of the run.
           plan: its durations in steps.
           first_step: the step that the first update will read.
-          writer: whether this is the process that writes and shows them.
 
         Raises:
           RunError: a file could not be read or written.
@@ -89,14 +77,13 @@ class Records:
         self._pending: collections.deque[tuple[str, int, int, Metrics]] = collections.deque()
         self._throughput = Throughput(first_step, plan.num_steps, config.batch_size)
         self._outputs: list[Output] = []
-        self._files = LocalFiles(workdir) if writer else None
-        self.folder = self._files.folder if self._files else workdir
+        self._files = LocalFiles(workdir)
+        self.folder = self._files.folder
         self.last_test: dict[str, Any] | None = None
         self.last_learning_rate = float("nan")
-        if self._files:
-            with _surfacing(self.folder / METRICS_FILE):
-                self._files.fetch(METRICS_FILE)
-                self._open_outputs(workdir, first_step)
+        with _surfacing(self.folder / METRICS_FILE):
+            self._files.fetch(METRICS_FILE)
+            self._open_outputs(workdir, first_step)
 
     def __enter__(self) -> "Records":
         """Return the records themselves."""
@@ -107,16 +94,15 @@ class Records:
         for output in self._outputs:
             with contextlib.suppress(OSError):  # It has surfaced already: every line is flushed.
                 output.close()
-        if self._files:
-            self._files.close()
+        self._files.close()
 
-    def train(self, step: int, count: int, metrics: "Metrics") -> None:
+    def train(self, step: int, count: int, metrics: Metrics) -> None:
         """Take the metrics of `count` updates, the first of which read state.step = `step`."""
         self._pending.append(("train", step, count, metrics))
         if len(self._pending) >= 2 * _LAG:
             self._record(_LAG)
 
-    def test(self, step: int, sums: "Metrics") -> None:
+    def test(self, step: int, sums: Metrics) -> None:
         """Take the sums of an evaluation after `step` updates, see `mean_metrics`."""
         self._pending.append(("test", step, 1, sums))
 
@@ -126,8 +112,7 @@ class Records:
         for output in self._outputs:
             with _surfacing(output.path):
                 output.flush()
-        if self._files:
-            self._files.publish()
+        self._files.publish()
 
     def summary(self) -> str:
         """Return what this process did, and the last test, in words."""
@@ -188,8 +173,7 @@ class Records:
         """Stop the run at the first loss that is no number; it is not recorded."""
         if math.isfinite(record["loss"]):
             return
-        plan, up = self._plan, self._config.cycle_up_fraction
-        at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle, up)
+        at = self._plan.position(record["step"])
         rate = record.get("learning_rate", self.last_learning_rate)
         raise RunError(
             f"the {'test ' if record['split'] == 'test' else ''}loss is {record['loss']} at {at}, "
@@ -197,30 +181,6 @@ class Records:
             "a lower --lr_max in another --workdir, or resume from the newest checkpoint with a "
             "lower --lr_max and --allow_config_change=lr_max"
         )
-
-
-def mean_metrics(sums: "Metrics") -> dict[str, Any]:
-    """Return loss and accuracy (a fraction) over the examples that an evaluation counted.
-
-    Args:
-      sums: loss, correct and examples; and for each kind of averaged parameters that was
-        evaluated, "average" or "ema", a dict of its loss and correct.
-
-    Returns:
-      loss, accuracy, examples; and for each kind a dict of its loss and accuracy.
-    """
-    examples = int(sums["examples"])
-    means: dict[str, Any] = {
-        "loss": float(sums["loss"]) / examples,
-        "accuracy": int(sums["correct"]) / examples,
-        "examples": examples,
-    }
-    for kind, own in sums.items():
-        if isinstance(own, dict):
-            loss = float(own["loss"]) / examples
-            accuracy = int(own["correct"]) / examples
-            means[kind] = {"loss": finite_or_none(loss), "accuracy": accuracy}
-    return means
 
 
 @contextlib.contextmanager

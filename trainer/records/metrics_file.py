@@ -29,7 +29,8 @@ class MetricsFile:
 
     def write(self, records: list[dict[str, Any]]) -> None:
         """Append records, so that a reader finds them."""
-        texts = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+        finite = [lines.finite_or_none(record) for record in records]
+        texts = [json.dumps(record, allow_nan=False) + "\n" for record in finite]
         self._file.write("".join(texts).encode())
         self._file.flush()
 

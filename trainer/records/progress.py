@@ -9,9 +9,10 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from trainer.config import Plan, TrainConfig
+from trainer.config import TrainConfig
 from trainer.records import words
 from trainer.records.throughput import Throughput
+from trainer.schedules import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The scalars of metrics.jsonl for TensorBoard; this module alone knows event files."""
 
 import json
+import math
 import os
 import re
 import time
@@ -117,5 +118,5 @@ def _scalars(prefix: str, record: dict[str, Any]) -> Iterator[tuple[str, float]]
     for name, value in record.items():
         if isinstance(value, dict):
             yield from _scalars(f"{prefix}/{name}", value)
-        elif name not in _NO_SCALARS and value is not None:
+        elif name not in _NO_SCALARS and value is not None and math.isfinite(value):
             yield f"{prefix}/{name}", value

@@ -1,5 +1,8 @@
 """The files of a workdir by name, written whole or not at all."""
 
+import json
+from typing import Any
+
 from etils import epath
 
 from trainer.errors import RunError
@@ -26,3 +29,16 @@ def replace_file(path: epath.Path, data: bytes) -> None:
         write_whole(path, data)
     except OSError as error:
         raise RunError(f"{path} could not be written: {error.strerror}") from error
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """Return the configuration that a run has written into its workdir, None where there is none.
+
+    It is read before a checkpoint is, and only says what the user need not say again.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        found = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
