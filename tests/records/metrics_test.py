@@ -11,7 +11,7 @@ from etils import epath
 from tests.helpers import read_metrics
 from trainer.config import TrainConfig
 from trainer.errors import RunError
-from trainer.records.metrics import Records, mean_metrics
+from trainer.records.metrics import Records
 from trainer.schedules import create_plan
 from trainer.workdir.files import METRICS_FILE
 
@@ -179,6 +179,19 @@ def test_a_file_that_is_gone_in_mid_run_ends_it(tmp_path: Path) -> None:
             records.flush()
 
 
+def test_the_last_test_and_the_last_rate(tmp_path: Path) -> None:
+    """What a checkpoint says of the run until then."""
+    with Records(epath.Path(tmp_path), CONFIG, PLAN, 0) as records:
+        assert records.last_test is None
+        for step in range(40):
+            records.train(step, 1, metrics(step))
+        records.test(40, sums())
+        records.flush()
+        assert records.last_test == read_metrics(tmp_path, "test")[0]
+        assert np.float32(records.last_learning_rate) == np.float32(0.1 + 39 / 1000)
+        assert records.folder == epath.Path(tmp_path)
+
+
 def test_a_folder_of_that_name(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).mkdir()
     with pytest.raises(RunError, match=r"metrics.jsonl could not be written: Is a dir.*; make"):
@@ -200,24 +213,6 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, loss: float) -> N
     assert "NaN" not in (tmp_path / METRICS_FILE).read_text()
 
 
-def test_all_processes_read_and_one_writes(tmp_path: Path) -> None:
-    told = []
-    for name, writer in (("one", True), ("other", False)):
-        workdir = epath.Path(tmp_path / name)
-        workdir.mkdir()
-        with Records(workdir, CONFIG, PLAN, 0, writer) as records:
-            for step in range(40):
-                records.train(step, 1, metrics(step))
-            records.test(40, sums())
-            records.flush()
-            told.append((records.last_test, records.last_learning_rate))
-            assert records.folder == workdir
-    assert told[0] == told[1]
-    assert told[0][0]["step"] == 40
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
-    assert list((tmp_path / "other").iterdir()) == []
-
-
 def test_several_steps_a_call(tmp_path: Path) -> None:
     rows = {name: jnp.arange(1, 5, dtype=jnp.float32) for name in metrics(0)}
     with Records(epath.Path(tmp_path), CONFIG, PLAN, 0) as records:
@@ -225,9 +220,3 @@ def test_several_steps_a_call(tmp_path: Path) -> None:
         records.flush()
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3]
     assert [line["loss"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
-
-
-def test_means_divide_by_what_was_counted() -> None:
-    assert mean_metrics(sums()) == {"loss": 2.0, "accuracy": 0.7, "examples": 10}
-    ema = {"loss": jnp.float32(10), "correct": jnp.int32(9)}
-    assert mean_metrics(sums() | {"ema": ema})["ema"] == {"loss": 1.0, "accuracy": 0.9}

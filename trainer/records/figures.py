@@ -98,11 +98,14 @@ def report_figure(history: RunHistory) -> "Figure":
     panels.draw_rates(rate_axes, steps, train["learning_rate"], ends)
     if has_momentum:
         _draw_momentum(rows[1], steps, train["momentum"], ends.count)
+    loss_axes.set_yscale("log")
     panels.draw_curve(loss_axes, steps, np.maximum(train["loss"], _LOWEST_LOSS), window)
     panels.draw_curve(accuracy_axes, steps, 100 * train["accuracy"], window)
     _draw_tests(history, loss_axes, accuracy_axes)
     loss_axes.set_ylabel("loss")
-    loss_axes.set_yscale("log")
+    low, high = loss_axes.dataLim.intervaly
+    if high < 1.001 * low:
+        loss_axes.set_ylim(low / 2, 2 * high)
     panels.plain_log_ticks(loss_axes.yaxis)
     accuracy_axes.set_ylabel("accuracy, %")
     limits = curves.accuracy_limits(train["accuracy"], test["accuracy"], window)
@@ -215,7 +218,8 @@ def _draw_tests(history: RunHistory, loss_axes: "Axes", accuracy_axes: "Axes") -
         kinds.append((kind, columns, color))
     for label, columns, color in kinds:
         if len(columns["step"]):
-            loss, accuracy = columns["loss"], 100 * columns["accuracy"]
+            loss = np.maximum(columns["loss"], _LOWEST_LOSS)
+            accuracy = 100 * columns["accuracy"]
             last = f"{label}, last {words.loss(loss[-1])}"
             panels.draw_tests(loss_axes, columns["step"], loss, color, last)
             last = f"{label}, last {accuracy[-1]:.2f} %"

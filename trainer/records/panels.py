@@ -138,10 +138,11 @@ def mark_epochs(panels: Sequence["Axes"], steps: np.ndarray, epochs: np.ndarray)
 
 
 def mark_resumes(panels: Sequence["Axes"], resumes: list[Resume]) -> None:
-    """Mark where the run was resumed; thicker where its configuration was changed."""
+    """Mark, thinned out, where the run was resumed; thicker where something was changed then."""
     style: dict[str, Any] = {"color": "black", "ls": "--"}
+    every = curves.mark_every(len(resumes))
     for axes in panels:
-        for resume in resumes:
+        for resume in resumes[every - 1 :: every]:
             axes.axvline(resume.step, lw=1.8 if resume.changes else 0.9, **style)
     if resumes:
         many = len(resumes) > 1
