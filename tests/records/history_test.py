@@ -52,12 +52,24 @@ def test_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.averages["ema"]["loss"], [np.nan])
 
 
-@pytest.mark.parametrize("files", [{}, {"metrics.jsonl": ""}, {"config.json": "{}"}])
-def test_no_records(files: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"metrics.jsonl": ""},
+        {"config.json": "{}"},
+        {"config.json": "{}", "metrics.jsonl": "damaged\n"},
+    ],
+)
+def test_no_records(
+    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is said, once."""
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=f"--workdir={tmp_path}: there are no records .* use a"):
         read_history(tmp_path)
+    assert caplog.records == []
 
 
 def test_lines_that_are_no_records_are_skipped_and_told(

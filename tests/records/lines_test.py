@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from trainer.cli import actions
 from trainer.records.lines import (
     describe_numbers,
     describe_ranges,
@@ -84,7 +85,9 @@ def test_many_ranges_are_not_all_named() -> None:
     assert describe_numbers(list(range(9))) == "0, 1, 2, 3 and 5 more lines"
 
 
-def test_json_has_no_nan() -> None:
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"loss": float("nan"), "list": [1, float("inf")], "text": "NaN", "pair": (1.5, None)}
     finite = {"loss": None, "list": [1, None], "text": "NaN", "pair": [1.5, None]}
     assert finite_or_none(value) == finite
+    actions._print_json(value)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == finite

@@ -91,25 +91,25 @@ def copies(workdir: Path) -> list[bytes]:
     return [path.read_bytes() for path in workdir.glob("metrics.jsonl.*")]
 
 
-def swap(lines: list[bytes]) -> list[bytes]:
-    return [lines[1], lines[0], *lines[2:]]
+def instead(old: bytes, new: bytes):
+    return lambda lines: [lines[0].replace(old, new), *lines[1:]]
 
 
 # What somebody did to the lines of steps 0 to 19, what is said, and which steps are gone then.
 EDITS = [
     (lambda lines: lines[:3] + lines[8:12] + lines[13:], "", "3 to 7 and 12"),
     (lambda lines: [], "", "0 to 19"),
-    (lambda lines: [*lines[:5], b"# a note\n", *lines[5:]], "one twice, in line 6;", None),
-    (lambda lines: [*lines[:5], b"\xff\xfe\x00\n", *lines[6:]], "in line 6;", "5"),
-    (lambda lines: [*lines[:5], b"[" * 10**5 + b"\n", *lines[5:]], "in line 6;", None),
-    (lambda lines: [*lines, b"not finished"], "in line 21;", None),
-    (lambda lines: [*lines, *lines[:2]], "in lines 21 and 22;", None),
-    (lambda lines: [b'{"split": "train"}\n', b'{"step": 3}\n', *lines], "in lines 1 and 2;", None),
-    (lambda lines: [lines[0].replace(b"0.5", b"NaN"), *lines[1:]], "in line 1;", "0"),
-    (lambda lines: [lines[0].replace(b"0.5", b"1e999"), *lines[1:]], "in line 1;", "0"),
-    (lambda lines: [lines[0].replace(b"0.5", b'"0.5"'), *lines[1:]], "in line 1;", "0"),
-    (lambda lines: [lines[0].replace(b'"step": 0', b'"step": -1'), *lines[1:]], "in line 1;", "0"),
-    (swap, "in another order", None),
+    (lambda lines: [*lines[:5], b"# a note\n", *lines[5:]], "line 6 is not a record, or", None),
+    (lambda lines: [*lines[:5], b"\xff\xfe\x00\n", *lines[6:]], "line 6 is not", "5"),
+    (lambda lines: [*lines[:5], b"[" * 10**5 + b"\n", *lines[5:]], "line 6 is not", None),
+    (lambda lines: [*lines, b"not finished"], "line 21 is not", None),
+    (lambda lines: [*lines, *lines[:2]], "lines 21 and 22 are not records, or repeat", None),
+    (lambda lines: [b'{"split": "train"}\n', b'{"step": 3}\n', *lines], "lines 1 and 2", None),
+    (instead(b"0.5", b"NaN"), "line 1 is not", "0"),
+    (instead(b"0.5", b"1e999"), "line 1 is not", "0"),
+    (instead(b"0.5", b'"0.5"'), "line 1 is not", "0"),
+    (instead(b'"step": 0', b'"step": -1'), "line 1 is not", "0"),
+    (lambda lines: [lines[1], lines[0], *lines[2:]], "in another order", None),
 ]
 
 

@@ -1,5 +1,6 @@
 """What a run shows while it runs, on a terminal and elsewhere."""
 
+import errno
 import io
 import itertools
 import logging
@@ -35,14 +36,14 @@ class Clock:
 class Terminal(io.StringIO):
     """A terminal that keeps what was written to it, or that is gone."""
 
-    gone = False
+    gone = 0
 
     def isatty(self) -> bool:  # noqa: D102
         return True
 
     def write(self, text: str) -> int:  # noqa: D102
         if self.gone:
-            raise OSError(5, "Input/output error")
+            raise OSError(self.gone, "gone")
         return super().write(text)
 
 
@@ -130,12 +131,15 @@ def test_the_bar_on_a_terminal(
     assert caplog.records == []
 
 
-def test_a_terminal_that_is_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+def test_a_terminal_that_is_gone_does_not_end_a_run(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("tqdm.std.time", itertools.count().__next__)
     shown = Progress(CONFIG, PLAN, 0, Throughput(0, 100, 50))
-    terminal.gone = True
+    terminal.gone = error
     for step in range(100):
         shown.write([train(step)])
     shown.close()

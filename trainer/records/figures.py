@@ -105,6 +105,7 @@ def report_figure(history: RunHistory) -> "Figure":
     loss_axes.set_ylabel("loss")
     low, high = loss_axes.dataLim.intervaly
     if high < 1.001 * low:
+        loss_axes.autoscale(False, axis="y")
         loss_axes.set_ylim(low / 2, 2 * high)
     panels.plain_log_ticks(loss_axes.yaxis)
     accuracy_axes.set_ylabel("accuracy, %")

@@ -68,15 +68,20 @@ def read_history(workdir: epath.PathLike) -> RunHistory:
     """
     workdir = open_workdir(workdir)
     config, metrics = workdir / CONFIG_FILE, workdir / METRICS_FILE
-    records = _read_records(metrics) if config.exists() and metrics.exists() else []
+    found = _read_lines(metrics) if config.exists() and metrics.exists() else None
+    records = [lines.parse_record(line) or {} for line in found.kept.values()] if found else []
     train, test = (
         [record for record in records if record["split"] == split] for split in ("train", "test")
     )
-    if not train:
+    if not found or not train:
         raise UsageError(
             f"--workdir={workdir}: there are no records of training steps ({METRICS_FILE} and "
             f"{CONFIG_FILE}) in it; use a folder that python -m trainer has trained in"
         )
+    if found.foreign:
+        noun = "line" if len(found.foreign) == 1 else "lines"
+        numbers = lines.describe_numbers(found.foreign)
+        logger.warning("%s: %s %s skipped: no record of a step", metrics, noun, numbers)
     has_momentum = any("momentum" in record for record in train)
     names = ["step", "epoch", "learning_rate", "loss", "accuracy"] + ["momentum"] * has_momentum
     return RunHistory(
@@ -113,17 +118,12 @@ def note_resume(
         replace_file(workdir / RESUMES_FILE, json.dumps(stored).encode())
 
 
-def _read_records(path: epath.Path) -> list[dict[str, Any]]:
-    """Return the records in metrics.jsonl, in order; say which lines are none."""
+def _read_lines(path: epath.Path) -> lines.Lines:
+    """Return the lines of metrics.jsonl."""
     try:
-        found = lines.read_lines(path.read_bytes())
+        return lines.read_lines(path.read_bytes())
     except OSError as error:
         raise RunError(f"{path} could not be read: {error.strerror or error}") from error
-    if found.foreign:
-        noun = "line" if len(found.foreign) == 1 else "lines"
-        numbers = lines.describe_numbers(found.foreign)
-        logger.warning("%s: %s %s skipped: no record of a step", path, noun, numbers)
-    return [record for line in found.kept.values() if (record := lines.parse_record(line))]
 
 
 def _read_config(path: epath.Path) -> TrainConfig:

@@ -94,9 +94,10 @@ def _keep_copy(path: epath.Path, text: bytes, found: lines.Lines) -> None:
     # Named after what it holds: no copy takes the place of another.
     copy = path.with_name(f"{path.name}.edited-{zlib.crc32(text):08x}")
     write_whole(copy, text)
-    what = "has lines in another order than the run wrote them"
-    if found.foreign:
-        noun = "line" if len(found.foreign) == 1 else "lines"
-        what = f"has what is not a record, or one twice, in {noun} "
-        what += lines.describe_numbers(found.foreign)
-    logger.warning("%s %s; kept as it is in %s", path.name, what, copy.name)
+    if not found.foreign:
+        what = "its lines are in another order than the run wrote them"
+    elif len(found.foreign) == 1:
+        what = f"line {found.foreign[0]} is not a record, or repeats one"
+    else:
+        what = f"lines {lines.describe_numbers(found.foreign)} are not records, or repeat some"
+    logger.warning("%s: %s; the file as it was is kept in %s", path.name, what, copy.name)
