@@ -63,7 +63,7 @@ def _damaged(folder: str, reason: str) -> RunError:
     """The remedy is always the same: the archives are still there, so prepare again."""
     return RunError(
         f"the prepared data set in {folder} is damaged ({reason}): "
-        "delete this folder and run the same command again"
+        f"delete the folder {folder} and run the same command again"
     )
 
 
