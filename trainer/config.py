@@ -41,13 +41,31 @@ class TrainConfig:
     """
 
     dataset: str = _option(
-        "mnist", "Data", "mnist, fashion_mnist, kmnist, or a data set that tfds.builder knows"
+        "mnist",
+        "Data",
+        "mnist, fashion_mnist, kmnist, a folder of pictures (train/CLASS/*.png and "
+        "test/CLASS/*.png, or CLASS/*.png), an .npz file (x_train, y_train, x_test, y_test), or a "
+        "data set that TFDS has prepared as array_record",
     )
     data_dir: str = _option(
         "",
         "Data",
         "folder of the prepared data sets; empty: the default of TensorFlow Datasets",
         trajectory=False,
+    )
+    train_split: str = _option(
+        "",
+        "Data",
+        "the examples to train on, in the notation of TFDS, such as train[:90%]; empty: train",
+    )
+    test_split: str = _option(
+        "",
+        "Data",
+        "the examples to test on, such as train[90%:]; empty: test, or validation if there is no "
+        "test",
+    )
+    image_size: str = _option(
+        "", "Data", "HEIGHTxWIDTH in pixels, to which all images are resized; empty: as they are"
     )
     standardize: bool = _option(
         False, "Data", "inputs are (x/255 - mean)/std of the training images instead of x/255"

@@ -82,8 +82,14 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     """
     mesh = devices.create_mesh(given.platform, given.num_devices)
     restored, model = restore_model(workdir, mesh)
-    config, inputs = restored.meta["config"], restored.meta["inputs"]
-    dataset = load(config["dataset"], given.data_dir)
+    config, inputs = TrainConfig.from_stored(restored.meta["config"]), restored.meta["inputs"]
+    dataset = load(
+        config.dataset,
+        given.data_dir,
+        train_split=config.train_split,
+        test_split=config.test_split,
+        image_size=config.image_size,
+    )
     examples = place_examples(
         dataset.test_images,
         dataset.test_labels,

@@ -91,13 +91,23 @@ class Dataset:
     @functools.cached_property
     def _pixel_moments(self) -> tuple[float, float]:
         """Mean and standard deviation from exact integer sums."""
-        total = squares = 0
-        # In blocks that stay in cache. No BLAS: its threads spin for seconds on a busy machine.
-        for start in range(0, len(self.train_images), 1024):
-            block = self.train_images[start : start + 1024]
-            total += int(block.sum(dtype=np.uint64))
-            # 255**2 fits into 16 bits.
-            squares += int(np.multiply(block, block, dtype=np.uint16).sum(dtype=np.uint64))
+        total, squares = pixel_sums(self.train_images)
         count = self.train_images.size
         # Integers up to the square root: count * squares - total**2 is exact.
         return total / count / 255, math.sqrt(count * squares - total**2) / count / 255
+
+
+def pixel_sums(images: np.ndarray) -> tuple[int, int]:
+    """Returns the sum of all pixels and the sum of their squares, exactly.
+
+    Args:
+      images: uint8[N, H, W, C].
+    """
+    total = squares = 0
+    # In blocks that stay in cache. No BLAS: its threads spin for seconds on a busy machine.
+    for start in range(0, len(images), 1024):
+        block = images[start : start + 1024]
+        total += int(block.sum(dtype=np.uint64))
+        # 255**2 fits into 16 bits.
+        squares += int(np.multiply(block, block, dtype=np.uint16).sum(dtype=np.uint64))
+    return total, squares

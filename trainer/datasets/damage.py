@@ -6,6 +6,7 @@ import re
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from trainer.datasets import prepare
 from trainer.errors import RunError
 
 # Records read at a time while looking for the damaged one.
@@ -33,11 +34,7 @@ def explain(
     if "Permission denied" in what:
         return RunError(f"--dataset={dataset}: {where} {what}")
     if made_here:
-        file = "" if where == folder else f", in {folder},"
-        return RunError(
-            f"the prepared data set: {where}{file} {what}: delete the folder {folder} and run the "
-            "same command again"
-        )
+        return prepare.damaged(folder, f"{os.path.basename(where)} {what}" if found else what)
     return RunError(
         f"--dataset={dataset}: {where} {what}; restore the file from a copy, or prepare the data "
         "set again as it was made"

@@ -1,10 +1,12 @@
 """A data set by its name: which kind it is, and what a run needs to know before reading it."""
 
+import dataclasses
+import os
 import re
 
 import tensorflow_datasets as tfds
 
-from trainer.datasets import damage, foreign, mnist_idx, prepare
+from trainer.datasets import damage, foreign, mnist_idx, own, prepare
 from trainer.datasets.arrays import Dataset
 from trainer.datasets.prepared import DatasetSource
 from trainer.datasets.splits import choose_splits
@@ -24,7 +26,8 @@ def open_dataset(
     Args:
       name: "mnist", "fashion_mnist", "kmnist", or the TFDS name of a data set that lies in
         `data_dir` already, prepared in the format array_record, with the features "image"
-        (uint8) and "label" (a ClassLabel).
+        (uint8) and "label" (a ClassLabel); or a folder of pictures, see `folders`; or an .npz
+        file, see `npz`.
       data_dir: root folder of TFDS data sets; "" is the default one of TFDS.
       train_split: the examples to train on, a split or slices in the notation of TFDS, such as
         "train[:90%]"; "" for "train".
@@ -40,22 +43,29 @@ def open_dataset(
       RunError: an archive or the prepared data set is damaged.
     """
     size = _parse_size(image_size)
+    path = own.find_path(name, data_dir)
+    if path is not None:
+        builder = own.open_own(name, path, data_dir, size)
+        # Neither a version nor a size is left to choose: they are as they were prepared.
+        source = _describe(name, builder, train_split, test_split, None, made_here=True)
+        return dataclasses.replace(
+            source, name=os.path.basename(os.path.abspath(path)), version=None
+        )
     made_here = name in mnist_idx.NAMES
     if made_here:
         builder = prepare.open_prepared(name, data_dir)
-        if not {"train", "test"} <= set(builder.info.splits):
-            raise prepare.damaged(builder, "its description is incomplete")
     else:
         builder = foreign.open_foreign(name, data_dir)
     return _describe(name, builder, train_split, test_split, size, made_here)
 
 
-def load(name: str, data_dir: str = "") -> Dataset:
-    """Returns `open_dataset(name, data_dir).read()`.
+def load(name: str, data_dir: str = "", **selection: str) -> Dataset:
+    """Returns `open_dataset(name, data_dir, **selection).read()`.
 
     Args:
       name: see `open_dataset`.
       data_dir: see `open_dataset`.
+      selection: train_split, test_split, image_size: see `open_dataset`.
 
     Returns:
       The whole data set.
@@ -64,7 +74,7 @@ def load(name: str, data_dir: str = "") -> Dataset:
       UsageError: see `open_dataset`.
       RunError: see `open_dataset`.
     """
-    return open_dataset(name, data_dir).read()
+    return open_dataset(name, data_dir, **selection).read()
 
 
 def _describe(

@@ -76,7 +76,13 @@ def prepare(
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
-        source = open_dataset(config.dataset, config.data_dir)
+        source = open_dataset(
+            config.dataset,
+            config.data_dir,
+            train_split=config.train_split,
+            test_split=config.test_split,
+            image_size=config.image_size,
+        )
     plan = config.plan(source.num_train)
     newest = processes.share(read_newest_meta(workdir) if processes.is_first() else None)
     reduction = config.reduction
