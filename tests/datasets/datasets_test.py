@@ -109,14 +109,21 @@ def test_both_ways_of_decoding_agree(data_dir):
     features = builder.info.features
     together = decode._decode_together(some, features)
     assert together is not None
-    for one, other in zip(together, decode._decode_one_by_one(some, features, "test"), strict=True):
+    for one, other in zip(together, decode._decode_one_by_one(some, features), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     # A record of another layout must end the shortcut, not be cut at the wrong place.
     other_order = bytearray(some[7])
     other_order[other_order.index(b"label")] ^= 1
     assert decode._decode_together([*some, bytes(other_order)], features) is None
-    assert decode._decode_together([*some, some[0] + b"\0"], features) is None
+    # One with another length, here by an unknown field, is cut at its own places.
+    longer = [some[0] + b"\x12\0", *some]
+    for one, other in zip(
+        decode._decode_together(longer, features),
+        decode._decode_one_by_one(longer, features),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 # Preparing
@@ -232,7 +239,7 @@ def truncate(path, size):
 def test_damaged_prepared_data_are_refused(data_dir_copy, split, damage, position):
     damage(data_dir_copy / MNIST / f"mnist_idx-{split}.array_record-00000-of-00001", position)
     source = datasets.open_dataset("mnist", str(data_dir_copy))
-    with pytest.raises(RunError, match="delete this folder and run") as error:
+    with pytest.raises(RunError, match=r"delete the folder .* and run") as error:
         source.read()
     assert str(data_dir_copy / MNIST) in str(error.value)
 
@@ -247,14 +254,13 @@ def test_changed_content_of_intact_records_is_refused(data_dir_copy):
     for example in examples:
         writer.write(bytes(example))
     writer.close()
-    with pytest.raises(RunError, match="test: checksum of the content"):
+    with pytest.raises(RunError, match=r"damaged .SHA-256 of the content is"):
         datasets.load("mnist", str(data_dir_copy))
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("metadata.json", "{}"),
         ("metadata.json", "{"),
         ("dataset_info.json", '{"name": '),
         ("dataset_info.json", None),
@@ -263,7 +269,7 @@ def test_changed_content_of_intact_records_is_refused(data_dir_copy):
 def test_damaged_description_is_refused(data_dir_copy, name, content):
     path = data_dir_copy / MNIST / name
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(RunError, match="delete this folder and run") as error:
+    with pytest.raises(RunError, match=r"delete the folder .* and run") as error:
         datasets.load("mnist", str(data_dir_copy))
     assert str(data_dir_copy / MNIST) in str(error.value)
 
@@ -520,7 +526,7 @@ def test_foreign_png_images_are_decoded(tmp_path, monkeypatch):
         (
             {"image": GRAY, "label": CLASSES},
             {"train": gray_examples(2)},
-            "has the splits train; needed are 'train' and 'test'",
+            r"has the splits train \(2\), and neither 'test' nor 'validation'",
         ),
         (
             {"image": GRAY},

@@ -34,7 +34,9 @@ def explain(
     if "Permission denied" in what:
         return RunError(f"--dataset={dataset}: {where} {what}")
     if made_here:
-        return prepare.damaged(folder, f"{os.path.basename(where)} {what}" if found else what)
+        return prepare.damaged(
+            folder, f"{os.path.basename(where)} {what}" if found else _plain(error)
+        )
     return RunError(
         f"--dataset={dataset}: {where} {what}; restore the file from a copy, or prepare the data "
         "set again as it was made"

@@ -54,6 +54,7 @@ class SplitReader:
 
         Raises:
           UsageError: the images differ in shape.
+          IndexError: there is no such example.
           Exception: whatever array_record and TFDS raise on damaged files.
         """
         records = self._source.__getitems__(indices)

@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -26,7 +27,8 @@ def read_npz(dataset: str, path: Path) -> dict[str, tuple[np.ndarray, np.ndarray
       UsageError: damaged, unreadable, or with other arrays; the message says what to do.
     """
     try:
-        return _read(path)
+        with path.open("rb") as file:
+            return _read(file)
     except _ContentError as error:
         raise UsageError(f"--dataset={dataset}: {error}") from None
     except OSError as error:
@@ -40,11 +42,12 @@ class _ContentError(Exception):
     """What is wrong with the arrays."""
 
 
-def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read(opened: BinaryIO) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads and checks the arrays."""
-    with np.load(path, allow_pickle=False) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise _ContentError("this is a single array; np.savez stores several in an .npz")
+    file = np.load(opened, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise _ContentError("this is a single array; np.savez stores several in an .npz")
+    with file:
         there = ", ".join(file.files) or "none"
         needed = ["x_train", "y_train"]
         if {"x_test", "y_test"} & set(file.files):
@@ -108,6 +111,7 @@ def _check_split(
         raise _ContentError(f"{len(images)} images in {x}, but {len(labels)} labels in {y}")
     if labels.min() < 0:
         raise _ContentError(f"{y} has the label {labels.min()}; labels begin at 0")
+    images = np.ascontiguousarray(images)
     return images.reshape(*images.shape[:3], -1), labels.reshape(-1).astype(np.int64)
 
 

@@ -125,7 +125,7 @@ def _write(
         writer.initialize_splits([split])
         statistics = _Statistics(num_classes)
         while batch := list(itertools.islice(group, batch_size)):
-            images = np.stack([np.asarray(picture.pixels) for picture in batch])
+            images = np.ascontiguousarray([picture.pixels for picture in batch])
             labels = np.array([picture.label for picture in batch])
             statistics.add(images, labels)
             pairs = zip(images, labels, strict=True)
