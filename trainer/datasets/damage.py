@@ -1,7 +1,6 @@
 """What is wrong with the files of a prepared data set, and what to do about it."""
 
 import os
-import re
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -29,14 +28,13 @@ def explain(
       error: what reading it raised, or what is wrong with it.
       made_here: whether the trainer prepared it, and so can do it again.
     """
+    reason = error if isinstance(error, str) else prepare.plain(error)
     found = _find_damage(split) if split is not None else None
-    where, what = found or (folder, f"is damaged: {_plain(error)}")
+    where, what = found or (folder, f"is damaged: {reason}")
     if "Permission denied" in what:
         return RunError(f"--dataset={dataset}: {where} {what}")
     if made_here:
-        return prepare.damaged(
-            folder, f"{os.path.basename(where)} {what}" if found else _plain(error)
-        )
+        return prepare.damaged(folder, f"{os.path.basename(where)} {what}" if found else reason)
     return RunError(
         f"--dataset={dataset}: {where} {what}; restore the file from a copy, or prepare the data "
         "set again as it was made"
@@ -61,17 +59,8 @@ def _find_damage(split: tfds.core.splits.SplitInfo) -> tuple[str, str] | None:
         except FileNotFoundError:
             return path, "is missing"
         except OSError as error:
-            return path, f"cannot be read: {error.strerror or error}"
+            return path, f"cannot be read: {prepare.plain(error)}"
         # array_record says RuntimeError, ValueError and IndexError of damaged files.
         except Exception as error:
-            return path, f"is damaged: {_plain(error)}"
+            return path, f"is damaged: {prepare.plain(error)}"
     return None
-
-
-def _plain(error: Exception | str) -> str:
-    """Returns the first line of an error without the path and the source line of array_record."""
-    if isinstance(error, str):
-        return error
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = re.sub(r"; (reading|opening|at) .*", "", lines[0])
-    return text if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: {text}"

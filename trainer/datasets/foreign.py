@@ -72,7 +72,8 @@ def _reason(error: Exception, name: str, root: str) -> str:
         guess = "".join(f" {line.strip()}" for line in lines if "did you mean" in line.lower())
         return (
             f"{lines[0].strip()}{guess} Valid are {', '.join(NAMES)}, data sets that TFDS finds "
-            f"prepared in {root}, a folder of pictures and an .npz file"
+            f"prepared in {root}, a folder of pictures (there is no {os.path.abspath(name)}) "
+            "and an .npz file"
         )
     cause = re.sub(r'^Failed to construct dataset .*builder_kwargs ".*?": ', "", lines[0])
     return (

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import stat
 import tempfile
 from collections.abc import Callable
@@ -125,7 +126,7 @@ def _prepared(config: str, root: str, manual_dir: pathlib.Path) -> MnistIdx:
         raise
     # The writer of array_record reports a full disk this way.
     except RuntimeError as error:
-        raise _failed(root, str(error)) from error
+        raise _failed(root, error) from error
     except OSError:
         # Another process was faster: its finished data set appeared in one rename.
         if not builder.data_path.exists():
@@ -141,15 +142,26 @@ def _explained(error: OSError, root: str) -> UsageError | RunError:
             f"--data_dir={root}: not a folder that data sets can be put into ({error}); "
             "give a folder that exists or can be made"
         )
-    return _failed(root, str(error))
+    return _failed(root, error)
 
 
-def _failed(root: str, reason: str) -> RunError:
+def _failed(root: str, error: Exception) -> RunError:
     """The error for anything that stops the writing of a data set."""
+    reason = plain(error)
     return RunError(
-        f"preparing the data set in {root} failed ({reason}): make room there, "
-        "or give another --data_dir"
+        f"preparing the data set in {root} failed: {reason}; make room there, or use another "
+        "--data_dir"
     )
+
+
+def plain(error: Exception) -> str:
+    """Returns the first line of an error, without what array_record adds to it for its authors."""
+    if isinstance(error, OSError) and error.strerror:
+        text, name = error.strerror, ""
+    else:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        name = "" if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: "
+    return name + re.sub(r"; (reading|writing|opening|at) .*", "", text)
 
 
 def _scratch_dir() -> str:
