@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -256,6 +257,14 @@ def test_pictures_that_cannot_be_used_are_named(folder, content, problem):
     message = refused(folder)
     assert "1 of 17 pictures cannot be used: train/dog/9.png: " in message
     assert any(part in message for part in problem.split("|")), message
+
+
+def test_a_picture_that_would_fill_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    save(folder / "train" / "dog" / "9.png", grey(0, (6, 6)))
+    filters = list(warnings.filters)
+    assert "1 of 17 pictures cannot be used: train/dog/9.png: more than 30 pix" in refused(folder)
+    assert warnings.filters == filters
 
 
 def test_cmyk_is_refused(tmp_path):

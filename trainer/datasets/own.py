@@ -13,6 +13,7 @@ from trainer.datasets.checking import Picture, checked, pictures_of_arrays, pict
 from trainer.datasets.folders import PictureFolder, list_pictures
 from trainer.datasets.mnist_idx import NAMES
 from trainer.datasets.npz import read_npz
+from trainer.datasets.pictures import strict_warnings
 from trainer.datasets.writing import write_dataset
 from trainer.errors import UsageError
 
@@ -87,7 +88,8 @@ def open_own(
             logger.info("preparing %s in %s (once)", dataset, target)
             pictures, class_names = _pictures(dataset, path, folder, image_size)
             try:
-                write_dataset(target, pictures, class_names, f"Pictures from {path.absolute()}")
+                with strict_warnings():
+                    write_dataset(target, pictures, class_names, f"From {path.absolute()}")
             except OSError:
                 # Another process was faster: its finished data set appeared in one rename.
                 if not target.exists():

@@ -1,7 +1,9 @@
 """Picture files as pixels: what can be stored exactly is taken, everything else is refused."""
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +14,46 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
 class PictureError(ValueError):
     """A picture cannot be used; the message says why, but not which file it is."""
+
+
+@contextlib.contextmanager
+def strict_warnings() -> Iterator[None]:
+    """Makes Pillow refuse what it warns of. Not to be entered by several threads at once."""
+    with warnings.catch_warnings():
+        # A picture that would fill the memory; nobody would read the warning in time.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Metadata that make no sense are passed over.
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+@contextlib.contextmanager
+def open_picture(
+    path: str | os.PathLike[str], formats: tuple[str, ...] | None = None
+) -> Iterator[Image.Image]:
+    """Opens a picture file; what goes wrong inside the block is told in plain words.
+
+    Args:
+      path: of the file.
+      formats: that it may have; None for all that Pillow reads.
+
+    Raises:
+      PictureError: it is missing, unreadable, no picture, damaged, or with `strict_warnings`
+        larger than Pillow thinks safe.
+    """
+    try:
+        with Image.open(path, formats=formats) as image:
+            yield image
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError("no picture in a format that is known here") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise PictureError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    except OSError as error:
+        raise PictureError(error.strerror or f"damaged: {error}") from error
+    except Exception as error:  # Pillow's readers raise what they like on damaged files.
+        raise PictureError(f"damaged: {error}") from error
 
 
 def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
@@ -27,24 +69,8 @@ def read_pixels(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
       PictureError: it is missing, unreadable, no picture, damaged, or not as described above.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of a picture that would fill the memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # And of metadata that it cannot make sense of, and passes over.
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                return _pixels(image)
-    except PictureError:
-        raise
-    except UnidentifiedImageError:
-        raise PictureError("no picture in a format that is known here") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise PictureError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    except OSError as error:
-        raise PictureError(error.strerror or f"damaged: {error}") from error
-    except Exception as error:  # Pillow's readers raise what they like on damaged files.
-        raise PictureError(f"damaged: {error}") from error
+    with open_picture(path, _FORMATS) as image:
+        return _pixels(image)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
