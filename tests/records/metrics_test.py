@@ -11,10 +11,11 @@ from etils import epath
 from tests.helpers import read_metrics
 from trainer.config import TrainConfig
 from trainer.records.metrics import Records, mean_metrics
+from trainer.schedules import create_plan
 from trainer.workdir.files import METRICS_FILE
 
 CONFIG = TrainConfig(num_steps=100, batch_size=50, log_every_steps=10)
-PLAN = CONFIG.plan(1000)
+PLAN = create_plan(CONFIG, 1000)
 
 
 def metrics(step: int) -> dict:

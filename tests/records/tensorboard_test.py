@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tests.helpers import read_metrics
 from trainer.config import TrainConfig
 from trainer.records.metrics import TENSORBOARD_DIR, Records
+from trainer.schedules import create_plan
 
 CONFIG = TrainConfig(num_steps=100, batch_size=50)
 SCALARS = {
@@ -30,7 +31,7 @@ def write(
     config: TrainConfig = CONFIG,
     more: Callable[[int], dict] = lambda step: {},
 ) -> None:
-    with Records(epath.Path(workdir), config, config.plan(1000), first) as records:
+    with Records(epath.Path(workdir), config, create_plan(config, 1000), first) as records:
         for step in range(first, last):
             metrics = {
                 "loss": jnp.float32(1 / (step + 1)),

@@ -1,6 +1,7 @@
 """The hyperparameters of a run."""
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -215,11 +216,12 @@ class TrainConfig:
         valid=("auto", "tree", "allreduce"),
     )
     gradient_shards: int = option(
-        8,
+        0,
         "Devices",
         "with tree: equal parts of a batch whose gradients are added, a power of two that the "
-        "number of devices divides and that divides batch_size",
-        valid=COUNT,
+        "number of devices divides and that divides batch_size; 0: choose, at least 8, of at most "
+        "about 16 examples each",
+        valid=COUNT_OR_NONE,
     )
 
     steps_per_call: int = option(
@@ -263,7 +265,7 @@ class TrainConfig:
                 f"--num_steps={self.num_steps} and --num_cycles={self.num_cycles} both say how "
                 "long to train; give one of them"
             )
-        if self.gradient_shards.bit_count() != 1:
+        if self.gradient_shards and self.gradient_shards.bit_count() != 1:
             raise UsageError(
                 f"--gradient_shards={self.gradient_shards} makes no binary tree; use a power of two"
             )
@@ -369,4 +371,10 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if not isinstance(value, _TYPES[declared]) or is_flag != (declared == "bool"):
         raise UsageError(f"--{field.name}={value!r} is not valid; its type is {declared}")
     if not is_valid(field, value):
-        raise UsageError(f"--{field.name}={value} is not valid; use {describe_valid(field)}")
+        near = (
+            difflib.get_close_matches(str(value), field.metadata["valid"], n=1)
+            if (isinstance(field.metadata["valid"], tuple))
+            else []
+        )
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {describe_valid(field)}")
