@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import sys
 import textwrap
@@ -15,7 +14,8 @@ import absl.logging
 from absl import flags
 
 from trainer.config import TrainConfig
-from trainer.errors import RunError, Stopped, UsageError
+from trainer.errors import Interrupted, RunError, Stopped, UsageError
+from trainer.processes import output, signals
 
 if typing.TYPE_CHECKING:
     from trainer.run.job import Job
@@ -48,13 +48,17 @@ def main(argv: list[str] | None = None) -> None:
     Args:
       argv: program name and arguments, sys.argv if None.
     """
-    status = run(sys.argv if argv is None else argv)
-    if status in (EXIT_USAGE, EXIT_FAILED):
-        # Threads of a save that failed, and jax among several processes, may wait for minutes.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    signals.take_over()
+    output.protect()
+    try:
+        status = run(sys.argv if argv is None else argv)
+        if (problem := output.problem()) is not None:
+            print(f"error: standard output: {problem.strerror}", file=sys.stderr)
+            status = status or EXIT_FAILED
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    # Threads of a save that failed, and jax among several processes, may wait for minutes.
+    signals.leave(status, at_once=status not in (EXIT_DONE, EXIT_STOPPED))
 
 
 def run(argv: list[str]) -> int:
@@ -82,9 +86,9 @@ def run(argv: list[str]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except Stopped as stopped:
+    except (Stopped, Interrupted) as stopped:
         print(stopped, file=sys.stderr)
-        return EXIT_STOPPED
+        return stopped.exit_status
     except Exception as error:
         from trainer.workdir import storage
 
@@ -97,10 +101,6 @@ def run(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        # Before the loop there is nothing to save.
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def _train(config: TrainConfig, values: flags.FlagValues) -> int:

@@ -1,5 +1,6 @@
 """The training job: a configuration and a workdir in, checkpoints and records out."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,7 +14,8 @@ from trainer import processes
 from trainer.checkpoints.store import Checkpointer, NoCheckpointer
 from trainer.config import TrainConfig
 from trainer.errors import Stopped
-from trainer.processes.signals import StopRequest, StopVote
+from trainer.processes.signals import StopRequest
+from trainer.processes.vote import StopVote
 from trainer.records import figures
 from trainer.records.metrics import NoRecords, Records
 from trainer.records.profiling import Profiler
@@ -54,8 +56,7 @@ def train(
     started = time.monotonic()
     job = prepare(config, workdir, allow_config_change)
     plan = job.plan
-    with claim(job.workdir) as lock, StopRequest() as stop:
-        stopping_now = StopVote(stop, job.mesh)
+    with claim(job.workdir) as lock, contextlib.ExitStack() as stack:
         restored = restore(job)
         first_step = restored.step if restored else 0
         if first_step >= plan.num_steps:
@@ -68,6 +69,9 @@ def train(
         if restored:
             _say_resuming(job, first_step)
         programs, data, state = start(job, restored)
+        # Until here a signal ends the command at once: there was nothing to save.
+        stop = stack.enter_context(StopRequest())
+        stopping_now = StopVote(stop, job.mesh)
         with (
             _open_checkpointer(job) as checkpointer,
             _open_records(job, first_step) as records,
