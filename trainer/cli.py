@@ -48,15 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     Args:
       argv: program name and arguments, sys.argv if None.
     """
-    signals.take_over()
-    output.protect()
-    try:
+    with signals.interruptible():
+        output.protect()
         status = run(sys.argv if argv is None else argv)
         if (problem := output.problem()) is not None:
             print(f"error: standard output: {problem.strerror}", file=sys.stderr)
             status = status or EXIT_FAILED
-    except KeyboardInterrupt:
-        status = EXIT_INTERRUPTED
     # Threads of a save that failed, and jax among several processes, may wait for minutes.
     signals.leave(status, at_once=status not in (EXIT_DONE, EXIT_STOPPED))
 

@@ -109,7 +109,8 @@ def find_cluster(
     if count == 1:
         return None
     _check(address, count, index)
-    assert count is not None and index is not None
+    assert count is not None
+    assert index is not None
     source = told.source if num_processes is None else ""
     token = run_token or os.environ.get("TRAINER_RUN_TOKEN", "")
     # Under the user's own numbers, the launcher's of this host may be those of something else.

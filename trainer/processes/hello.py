@@ -1,8 +1,8 @@
 """What processes say to each other before either believes that the other belongs to the run.
 
-Whoever accepts a connection names a nonce; the process that reports answers with who it is, and with
-a proof that it knows the run's token (an empty one, if none is set); the welcome proves the same.
-The token itself is never sent.
+Process 0 names a nonce; the process that reports answers with who it is, and with a proof that it
+knows the run's token (an empty one, if none is set); the welcome proves the same. The token itself
+is never sent.
 """
 
 import hashlib

@@ -87,9 +87,7 @@ class _Link:
         """End all processes, with the stacks of those that can still show them."""
         if self._ending.acquire(blocking=False):
             for connection in self.connections:
-                connection.send(
-                    {"failed": message, "status": RunError.exit_status, "stacks": True}
-                )
+                connection.send({"failed": message, "status": RunError.exit_status, "stacks": True})
             end_with_stacks(message)
 
     def finish(self) -> None:

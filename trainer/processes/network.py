@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import logging
 import os
 import socket
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ import jax
 
 from trainer.errors import RunError
 
-logger = logging.getLogger(__name__)
+_NO_PROXY = "no_grpc_proxy"  # As gRPC spells it.
 
 
 def own_address(sockets: Iterable[socket.socket]) -> str:
@@ -35,8 +34,8 @@ def bypass_proxies(host: str) -> None:
 
     gRPC obeys http_proxy even for an address of this host, and no_grpc_proxy before no_proxy.
     """
-    earlier = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
-    os.environ["no_grpc_proxy"] = f"{earlier},{host}" if earlier else host
+    earlier = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy")
+    os.environ[_NO_PROXY] = f"{earlier},{host}" if earlier else host
     with contextlib.suppress(AttributeError):  # A warning that there may be proxies.
         jax.config.update("jax_check_proxy_envs", False)
 

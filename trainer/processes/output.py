@@ -33,6 +33,9 @@ class _Lossy(io.FileIO):
             return len(data)
 
 
+_standard_output: _Lossy | None = None
+
+
 def protect() -> None:
     """Replace standard output and standard error by ones that may be lost.
 
@@ -46,28 +49,26 @@ def protect() -> None:
             opened = os.open(os.devnull, os.O_RDWR)  # The lowest that is free.
             assert opened == descriptor
             os.set_inheritable(descriptor, True)
-    sys.stdout = _lossy(sys.stdout, 1)
-    sys.stderr = _lossy(sys.stderr, 2)
+    global _standard_output
+    _standard_output = _Lossy(1, "w", closefd=False)
+    sys.stdout = _stream(sys.stdout, _standard_output, by_line=_standard_output.isatty())
+    sys.stderr = _stream(sys.stderr, _Lossy(2, "w", closefd=False), by_line=True)
 
 
 def problem() -> OSError | None:
     """Return why standard output is not complete, unless it is that nobody read on."""
-    with contextlib.suppress(AttributeError):
-        sys.stdout.flush()
-        raw = sys.stdout.buffer.raw  # type: ignore[attr-defined]
-        return raw.problem if isinstance(raw, _Lossy) else None
-    return None
+    sys.stdout.flush()
+    return _standard_output.problem if _standard_output else None
 
 
-def _lossy(stream: TextIO | None, descriptor: int) -> TextIO:
+def _stream(stream: TextIO | None, raw: io.FileIO, by_line: bool) -> TextIO:
     """Return a stream to a descriptor, which behaves otherwise like the one that was there."""
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    raw = _Lossy(descriptor, "w", closefd=False)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(stream, "encoding", None) or "utf-8",
         errors=getattr(stream, "errors", None) or "backslashreplace",
-        line_buffering=descriptor == 2 or raw.isatty(),
+        line_buffering=by_line,
     )

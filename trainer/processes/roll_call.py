@@ -74,7 +74,7 @@ class _Roll:
         self._listen(True)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Let go of strangers; tell a failure to those that have reported."""
         self._selector.close()
         if error is not None:
@@ -104,8 +104,8 @@ class _Roll:
                     self._hear_unknown(key.data)
                 else:
                     self._hear_present(key.data)
-            for connection, (_, end) in list(self._unknown.items()):
-                if time.monotonic() > end:
+            for connection, (_, limit) in list(self._unknown.items()):
+                if time.monotonic() > limit:
                     self._forget(connection)
         return [self._present[process_id] for process_id in sorted(self._present)]
 
@@ -127,10 +127,10 @@ class _Roll:
         with contextlib.suppress(OSError):
             sock, _ = self._server.accept()
             connection = Connection(sock)
-            message = hello.challenge()
-            self._unknown[connection] = message["nonce"], time.monotonic() + _HELLO_SECONDS
+            opening = hello.challenge()
+            self._unknown[connection] = opening["nonce"], time.monotonic() + _HELLO_SECONDS
             self._selector.register(sock, selectors.EVENT_READ, connection)
-            connection.send(message)
+            connection.send(opening)
             self._listen(len(self._unknown) < _MOST_UNKNOWN)
 
     def _forget(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
@@ -45,7 +45,7 @@ class _Interruption:
         """Wait for a signal."""
         self._begun = threading.Lock()
         self._raised = False
-        self.done = threading.Event()
+        self._done = threading.Event()
 
     def hear(self, number: signal.Signals) -> None:
         """Leave: with the main thread's clean-up at the first signal, without at the second."""
@@ -56,12 +56,18 @@ class _Interruption:
         with contextlib.suppress(OSError, ValueError):
             print("interrupted", file=sys.stderr, flush=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        self.done.set()
+        self._done.set()
 
     def interrupts(self) -> bool:
         """Interrupt the main thread once."""
         raised, self._raised = self._raised, True
         return not raised
+
+    def leave_if_begun(self) -> None:
+        """Leave now if there was a signal, after the others have been told."""
+        if self._raised or self._begun.locked():
+            self._done.wait(_GRACE_SECONDS)
+            os._exit(Interrupted.exit_status)
 
 
 class _Leaving:
@@ -85,18 +91,27 @@ _responsible: list[_Responsible] = []
 _callbacks: list[Callable[[str], None]] = []
 
 
-def take_over() -> None:
-    """Let a signal end this command, from now on; for a process that is the trainer's alone.
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a signal end the command in the body; for a process that is the trainer's alone.
 
     A signal that is ignored already (by nohup, or in the background of a script) stays ignored.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    _responsible.append(_Interruption())
+    interruption = _Interruption()
+    _responsible.append(interruption)
     threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in _not_ignored():
-        signal.signal(number, _in_main_thread)
+    try:
+        for number in _not_ignored():
+            signal.signal(number, _in_main_thread)
+        yield
+    except BaseException:
+        # A library may have made another error of the KeyboardInterrupt.
+        interruption.leave_if_begun()
+        raise
+    interruption.leave_if_begun()
 
 
 def on_interruption(callback: Callable[[str], None]) -> None:
@@ -105,17 +120,12 @@ def on_interruption(callback: Callable[[str], None]) -> None:
 
 
 def leave(status: int, at_once: bool) -> NoReturn:
-    """Leave with a status; with that of an interruption, if there was one.
+    """Leave with a status, only sooner if a signal comes.
 
     Args:
       status: of the command.
       at_once: without waiting for threads and without clean-up.
     """
-    interruption = _responsible[0]
-    assert isinstance(interruption, _Interruption)
-    if not interruption.interrupts():  # The main thread is here because of a signal.
-        interruption.done.wait(_GRACE_SECONDS)
-        os._exit(Interrupted.exit_status)
     _responsible.append(_Leaving(status))
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
