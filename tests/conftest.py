@@ -123,7 +123,7 @@ def _logger_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def command(data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a command in this process, on its devices; the answer is the exit status."""
-    monkeypatch.setattr(cli, "_configure_devices", lambda *_: None)
+    monkeypatch.setattr(devices, "configure", lambda *_: None)
 
     def run(*arguments: str) -> int:
         return cli.run(["trainer", *arguments[:1], f"--data_dir={data_dir}", *arguments[1:]])
