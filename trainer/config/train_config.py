@@ -377,4 +377,6 @@ def _check(field: dataclasses.Field, value: Any) -> None:
             else []
         )
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {describe_valid(field)}")
+        raise UsageError(
+            f"--{field.name}={value} is not valid{hint}; use {describe_valid(field, value)}"
+        )
