@@ -117,11 +117,17 @@ def start_trainer(*arguments: str, patch: str = "", **options: Any) -> subproces
     return subprocess.Popen(trainer_command(*arguments, patch=patch), text=True, **options)
 
 
-def run_trainer(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_trainer(
+    *arguments: str, patch: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m trainer` to its end."""
     options.setdefault("env", trainer_environment())
     return subprocess.run(
-        trainer_command(*arguments), capture_output=True, text=True, timeout=300, **options
+        trainer_command(*arguments, patch=patch),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
     )
 
 

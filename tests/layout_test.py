@@ -68,7 +68,7 @@ def test_the_architecture_is_one_look() -> None:
         ("absl", {"cli"}),
         ("orbax", {"checkpoints"}),
         ("tensorflow_datasets", {"datasets"}),
-        ("PIL", {"commands"}),
+        ("PIL", {"commands", "datasets"}),
         ("tensorboardX", {"records"}),
         ("matplotlib", {"records"}),
         ("google", {"workdir"}),

@@ -36,13 +36,31 @@ class TrainConfig:
     """
 
     dataset: str = option(
-        "mnist", "Data", "mnist, fashion_mnist, kmnist, or a data set that tfds.builder knows"
+        "mnist",
+        "Data",
+        "mnist, fashion_mnist, kmnist, a folder of pictures (train/CLASS/*.png and "
+        "test/CLASS/*.png, or CLASS/*.png), an .npz file (x_train, y_train, x_test, y_test), or a "
+        "data set that TFDS has prepared as array_record",
     )
     data_dir: str = option(
         "",
         "Data",
         "folder of the prepared data sets; empty: the default of TensorFlow Datasets",
         trajectory=False,
+    )
+    train_split: str = option(
+        "",
+        "Data",
+        "the examples to train on, in the notation of TFDS, such as train[:90%]; empty: train",
+    )
+    test_split: str = option(
+        "",
+        "Data",
+        "the examples to test on, such as train[90%:]; empty: test, or validation if there is no "
+        "test",
+    )
+    image_size: str = option(
+        "", "Data", "HEIGHTxWIDTH in pixels, to which all images are resized; empty: as they are"
     )
     standardize: bool = option(
         False, "Data", "inputs are (x/255 - mean)/std of the training images instead of x/255"
@@ -312,6 +330,12 @@ class TrainConfig:
         names = [field.name for field in dataclasses.fields(self)]
         owner = {name: self if name in kept else stored for name in names}
         return TrainConfig(**{name: getattr(owner[name], name) for name in names})
+
+    @property
+    def data_selection(self) -> dict[str, str]:
+        """Which examples, and in which size: the keyword arguments of `datasets.open_dataset`."""
+        names = ("train_split", "test_split", "image_size")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def cycles_momentum(self) -> bool:
