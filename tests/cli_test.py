@@ -98,7 +98,7 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["--lr_min=1"], "--lr_min=1.0 is above --lr_max=0.03"),
         (
             ["--flagfile=none.cfg"],
-            "--flagfile cannot be read (No such file or directory: 'none.cfg'); use a file of",
+            "--flagfile cannot be read (No such file or directory: 'none.cfg')",
         ),
         (["--find_lr_ramp=curved"], "--find_lr_ramp=curved is not valid; use exponential or lin"),
         (["trian"], "unexpected command 'trian' (did you mean train?); use one of the commands"),
@@ -107,7 +107,6 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["--devices=7"], "--devices is a flag of verify_resume, not of train"),
         (["report", "--output=x"], "--output is a flag of export, not of report"),
         (["inspect", "--nonesterov"], "--nesterov is a flag of train and find_lr and verify_res"),
-        (["--allow_config_change=lr_mx"], "--allow_config_change=lr_mx: no such field"),
     ],
 )
 def test_mistakes_end_in_one_message(
@@ -143,8 +142,8 @@ def test_help_of_a_command_lists_its_flags_and_an_example(
     listed = {line.split()[0][2:] for line in text.splitlines() if line.startswith("  --")}
     assert listed == {*COMMANDS[name].flags, "flagfile"}
     assert f"Example: python -m trainer {COMMANDS[name].example}" in text
-    wide = [line for line in text.splitlines() if len(line) > 80]
-    assert all(line.startswith("Example: ") for line in wide)
+    for line in text.splitlines():
+        assert len(line) <= 80 or line.startswith(("Example: ", f"{name}: ")), line
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,8 +10,8 @@ CONSTANT = "constant"
 LR_SCHEDULES = (TRIANGULAR, TRIANGULAR2, EXP_RANGE, EXP_RANGE_BOUNDARIES, CONSTANT)
 
 
-# The step counter is an int32.
-MOST_STEPS = 2**31 - 1
+# As many updates as an int32, the step counter, can tell apart.
+MOST_STEPS = 2**31
 # Of a float32. Above it a rate would be infinite on the devices.
 _LARGEST = 3.4028234e38
 
