@@ -398,6 +398,11 @@ def test_paths_where_nothing_can_be_used(folder, monkeypatch):
         datasets.open_dataset(prepared, "data")
 
 
+def test_pictures_are_prepared_on_a_local_disk(folder):
+    with pytest.raises(UsageError, match=r"--data_dir=gs://bucket/data is no local folder"):
+        datasets.open_dataset(str(folder), "gs://bucket/data")
+
+
 # Damage of what was prepared
 
 
