@@ -163,7 +163,8 @@ def _take_steps(
             outputs.save(state, done)
         if stopping and not last:
             outputs.wait()
-            raise Stopped(_say_stopped(job, stop, done))
+            result = _result(job, done, processes.share(outputs.last_test))
+            raise Stopped(_say_stopped(job, stop, done), result)
 
 
 def _steps_of_call(job: Job, done: int) -> int:
