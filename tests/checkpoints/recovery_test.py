@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
+from tests.helpers import assert_same_bits
 from trainer import devices
 from trainer.checkpoints.recovery import read_newest_meta, restore_newest, stored_steps
 from trainer.checkpoints.store import Checkpointer
@@ -58,11 +58,6 @@ def restore(workdir: Path, set_aside: bool = True):
     return restore_newest(workdir, abstract_train_state(INIT, replicated()), set_aside=set_aside)
 
 
-def same_bits(one: TrainState, other: TrainState) -> bool:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
-
-
 def truncate(path: Path, rng: random.Random) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -93,7 +88,7 @@ def damage_every_file(saved: Path, tmp_path: Path, states: dict, flips: int) -> 
             damage(workdir / "checkpoints" / "3" / file, rng)
             found = restore(workdir)
             assert found is not None
-            assert same_bits(found.state, states[found.step]), f"{damage.__name__} {file}"
+            assert_same_bits(found.state, states[found.step])
             aside = workdir / "checkpoints" / "damaged" / "3"
             assert aside.exists() == (found.step == 2), f"{damage.__name__} {file}"
             outcome = "exact" if found.step == 3 else "older"
@@ -135,7 +130,7 @@ def test_a_flipped_bit_of_the_data_names_its_leaf(
     with caplog.at_level(logging.WARNING, "trainer"):
         found = restore(workdir)
     assert found.step == 2
-    assert same_bits(found.state, states[2])
+    assert_same_bits(found.state, states[2])
     assert "/Dense_" in caplog.text
     assert "differs from its digest" in caplog.text
     assert "taking checkpoint 2; 1 steps are lost" in caplog.text
@@ -154,7 +149,7 @@ def test_after_a_fallback_the_step_can_be_saved_again(workdir: Path, states: dic
     assert restore(workdir).step == 2
     with Checkpointer(workdir, keep=10) as checkpointer:
         checkpointer.save(states[3], 3, {"step": 3})
-    assert same_bits(restore(workdir).state, states[3])
+    assert_same_bits(restore(workdir).state, states[3])
 
 
 def test_foreign_and_unfinished_things_are_set_aside(workdir: Path, states: dict) -> None:

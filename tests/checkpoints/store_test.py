@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers import assert_same_bits, checkpoint_steps
 from trainer import devices
 from trainer.checkpoints.store import Checkpointer, DamagedError, read_meta, restore
 from trainer.errors import RunError
@@ -44,13 +45,6 @@ def state_at(step: int, num_devices: int = 8) -> TrainState:
     return jax.tree.map(lambda leaf: leaf + step, first_state(num_devices))
 
 
-def assert_same_bits(one: TrainState, other: TrainState) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 @pytest.mark.parametrize(("saved_on", "restored_on"), [(8, 8), (8, 1), (1, 8), (2, 3)])
 def test_round_trip(tmp_path: Path, saved_on: int, restored_on: int) -> None:
     state = state_at(5, saved_on)
@@ -68,8 +62,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         for step in (1, 2, 3):
             checkpointer.save(state_at(step), step, {"step": step})
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
-    assert names == {"2", "3"}
+    assert checkpoint_steps(tmp_path) == {2, 3}
 
 
 def test_a_save_survives_the_donation_of_its_state(tmp_path: Path) -> None:

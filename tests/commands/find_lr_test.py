@@ -1,7 +1,6 @@
 """The range test as a user runs it: what it finds, what it writes, and what it leaves alone."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers import read_metrics
 from trainer import cli
 from trainer.commands.find_lr import cycle_length, find_lr, flagfile
 from trainer.config import TrainConfig
@@ -60,10 +60,7 @@ def test_beside_a_run_that_holds_the_workdir(mlp: TrainConfig, tmp_path: Path) -
     assert other == f"{workdir}-find_lr"
     test = train(dataclasses.replace(config, num_epochs=1), other)
     assert test["accuracy"] > 0.9
-    rates = [
-        json.loads(line)["learning_rate"]
-        for line in (Path(other) / "metrics.jsonl").read_text().splitlines()[:-1]
-    ]
+    rates = [line["learning_rate"] for line in read_metrics(other, "train")]
     assert min(rates) == pytest.approx(found["lr_min"])
     assert max(rates) == pytest.approx(found["lr_max"])
 
@@ -75,8 +72,7 @@ def test_the_steps_are_those_of_training(mlp: TrainConfig, tmp_path: Path) -> No
         find_lr(on_four, tmp_path / "range", 0.01, 0.01 + 1e-8, 40, EXPONENTIAL)
     constant = dataclasses.replace(mlp, lr_schedule="constant", lr_max=0.01, num_steps=40)
     train(constant, tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:40]
-    losses = [json.loads(line)["loss"] for line in lines]
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run", "train")]
     table = np.loadtxt(tmp_path / "range" / "find_lr.csv", delimiter=",", skiprows=1)
     np.testing.assert_allclose(table[:, 2], losses, rtol=1e-5)
 
@@ -180,19 +176,3 @@ def test_every_value_comes_back_from_the_flagfile(tmp_path: Path) -> None:
     path = tmp_path / "a.cfg"
     path.write_text(flagfile(config, "runs/a b", ["of a test", "# of it"]))
     assert parse(path) == (config, "runs/a b")
-
-
-def test_the_command(trainer, tmp_path: Path) -> None:
-    flags = ("--model=mlp", "--batch_size=512", "--find_lr_steps=200", "--workdir=run")
-    done = trainer("find_lr", *flags, "--num_steps=60")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert list(found) == ["lr_min", "lr_max", "steps_per_cycle", "steepest_loss"]
-    assert "Traceback" not in done.stderr
-    assert "python -m trainer --flagfile=run/find_lr.cfg" in done.stderr
-    trained = trainer("--flagfile=run/find_lr.cfg")
-    assert trained.returncode == 0, trained.stderr
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
-        [*FILES, "checkpoints", "config.json", "lock", "metrics.jsonl", "report.png", "tensorboard"]
-    )
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps_per_cycle"] == 60

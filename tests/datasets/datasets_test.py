@@ -1,4 +1,4 @@
-"""trainer.datasets: real archives, real files, real processes."""
+"""trainer.datasets: real archives and real files."""
 
 import dataclasses
 import functools
@@ -12,8 +12,6 @@ import os
 import pathlib
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 
@@ -29,7 +27,6 @@ from trainer.datasets.mnist_idx import MnistIdx
 from trainer.errors import RunError, UsageError
 
 ARCHIVES = pathlib.Path(datasets.__file__).parent / "archives"
-ROOT = pathlib.Path(datasets.__file__).parents[2]
 MNIST = pathlib.Path("mnist_idx", "mnist", "1.0.0")
 
 
@@ -43,15 +40,6 @@ def archive_bytes(name, offset):
     """The data bytes of a bundled archive, read without the code under test."""
     with gzip.open(ARCHIVES / name) as file:
         return np.frombuffer(file.read()[offset:], np.uint8)
-
-
-def run_python(code, *args, **kwargs):
-    """Starts a Python process that can import this checkout."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.Popen(
-        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
-    )
 
 
 # What is loaded
@@ -121,9 +109,7 @@ def test_both_ways_of_decoding_agree(data_dir):
     features = builder.info.features
     together = decode._decode_together(some, features)
     assert together is not None
-    for one, other in zip(
-        together, decode._decode_one_by_one(some, features, "test"), strict=True
-    ):
+    for one, other in zip(together, decode._decode_one_by_one(some, features, "test"), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     # A record of another layout must end the shortcut, not be cut at the wrong place.
@@ -159,24 +145,6 @@ def test_leftovers_of_a_killed_process_do_no_harm(tmp_path):
     leftover.mkdir(parents=True)
     (leftover / "mnist_idx-train.array_record-00000-of-00001").write_bytes(b"half")
     assert datasets.open_dataset("mnist", str(tmp_path)).num_train == 60000
-
-
-LOAD = """
-import sys
-from trainer import datasets
-source = datasets.open_dataset("mnist", sys.argv[1])
-assert source.read().train_images.shape == (60000, 28, 28, 1)
-print(sorted({"tensorflow", "tensorflow_cpu"} & set(sys.modules)))
-"""
-
-
-def test_processes_may_prepare_together_and_none_imports_tensorflow(tmp_path):
-    processes = [run_python(LOAD, tmp_path) for _ in range(3)]
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert out == "[]\n"
-    assert sorted(path.name for path in (tmp_path / MNIST.parent).iterdir()) == ["1.0.0"]
 
 
 def _readable(path):

@@ -1,6 +1,5 @@
 """metrics.jsonl has every step once, whatever happened to the run before."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.helpers import read_metrics
 from trainer.config import TrainConfig
 from trainer.records.metrics import Records, mean_metrics
 from trainer.workdir.files import METRICS_FILE
@@ -41,14 +41,9 @@ def write(
             records.flush()
 
 
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
-
-
 def test_lines_are_as_specified(tmp_path: Path) -> None:
     write(tmp_path, 0, 45, tests=(20,))
-    found = lines(tmp_path)
-    train = [line for line in found if line["split"] == "train"]
+    found, train = read_metrics(tmp_path), read_metrics(tmp_path, "train")
     assert [line["step"] for line in train] == list(range(45))
     assert [line["epoch"] for line in train] == [step // 20 for step in range(45)]
     for line in train:
@@ -62,16 +57,16 @@ def test_the_host_reads_late_and_flush_reads_all(tmp_path: Path) -> None:
     with Records(epath.Path(tmp_path), CONFIG, PLAN, 0) as records:
         for step in range(40):
             records.train(step, 1, metrics(step))
-        assert 0 < len(lines(tmp_path)) < 40
+        assert 0 < len(read_metrics(tmp_path)) < 40
         records.flush()
-        assert len(lines(tmp_path)) == 40
+        assert len(read_metrics(tmp_path)) == 40
 
 
 @pytest.mark.parametrize("resumed_at", [0, 1, 9, 30, 40])
 def test_a_resumed_run_has_every_step_once(tmp_path: Path, resumed_at: int) -> None:
     write(tmp_path, 0, 40, tests=(10, 30, 40))
     write(tmp_path, resumed_at, 60, tests=(50,))
-    found = lines(tmp_path)
+    found = read_metrics(tmp_path)
     assert [x["step"] for x in found if x["split"] == "train"] == list(range(60))
     expected = [step for step in (10, 30, 40) if step <= resumed_at] + [50]
     assert [x["step"] for x in found if x["split"] == "test"] == expected
@@ -83,7 +78,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path, rest: str) -> None:
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write(rest)
     write(tmp_path, 20, 25)
-    assert [line["step"] for line in lines(tmp_path)] == list(range(25))
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(25))
 
 
 def test_log_lines_where_there_is_no_terminal(

@@ -1,12 +1,6 @@
 """TensorBoard reads what metrics.jsonl says: every step once, whatever happened to the run."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +11,10 @@ from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from tests.helpers import read_metrics
 from trainer.config import TrainConfig
-from trainer.records.metrics import METRICS_FILE, TENSORBOARD_DIR, Records
+from trainer.records.metrics import TENSORBOARD_DIR, Records
 
-ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(num_steps=100, batch_size=50)
 SCALARS = {
     "train": {"learning_rate", "loss", "accuracy", "images_per_second"},
@@ -69,12 +63,8 @@ def scalars(workdir: Path) -> dict[tuple[str, int], dict[str, float]]:
     return found
 
 
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
-
-
 def assert_like_metrics(workdir: Path) -> None:
-    expected = {(line["split"], line["step"]): line for line in lines(workdir)}
+    expected = {(line["split"], line["step"]): line for line in read_metrics(workdir)}
     found = scalars(workdir)
     assert list(found) == list(expected)
     for (split, step), values in found.items():
@@ -132,7 +122,7 @@ def test_an_event_file_that_was_cut_off_or_damaged(tmp_path: Path, kept: int, re
 
 def assert_rates_may_be_missing(workdir: Path) -> None:
     """As `assert_like_metrics`, but the rates of events that were never on disk are not known."""
-    expected = [(line["split"], line["step"]) for line in lines(workdir)]
+    expected = [(line["split"], line["step"]) for line in read_metrics(workdir)]
     found = scalars(workdir)
     assert list(found) == expected
     for (split, _), values in found.items():
@@ -151,7 +141,7 @@ def test_momentum_is_shown_where_a_step_has_one(tmp_path: Path) -> None:
     write(tmp_path, 0, 5, more=lambda step: {"momentum": jnp.float32(0.9 - step / 100)})
     for (_, step), values in scalars(tmp_path).items():
         assert values["momentum"] == np.float32(0.9 - step / 100)
-    assert lines(tmp_path)[0]["momentum"] == np.float32(0.9)
+    assert read_metrics(tmp_path)[0]["momentum"] == np.float32(0.9)
 
 
 def test_a_long_run_is_thinned_out(tmp_path: Path) -> None:
@@ -161,23 +151,3 @@ def test_a_long_run_is_thinned_out(tmp_path: Path) -> None:
     found = scalars(tmp_path)
     assert [step for split, step in found if split == "train"] == list(range(0, 100, 3))
     assert ("test", 50) in found
-
-
-def test_kill_and_resume(data_dir: Path, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "trainer", f"--data_dir={data_dir}", "--workdir=run"),
-        *("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7", "--num_steps=300"),
-        "--checkpoint_every_steps=40",
-    ]
-    options = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **options)
-    metrics = tmp_path / "run" / METRICS_FILE
-    while not (metrics.exists() and '"step": 150,' in metrics.read_text()):
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run(command, check=True, capture_output=True, **options)
-    assert_rates_may_be_missing(tmp_path / "run")
-    train = [step for split, step in scalars(tmp_path / "run") if split == "train"]
-    assert train == list(range(300))

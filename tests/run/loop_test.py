@@ -5,40 +5,17 @@ import json
 import logging
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from etils import epath
 
-from trainer import devices
-from trainer.checkpoints.store import restore
+from tests.helpers import assert_same_bits, checkpoint_steps, read_metrics, stored_state
 from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
 from trainer.run import job, loop
 from trainer.run.loop import train
 from trainer.schedules.cyclical import create_momentum_schedule, create_triangular_schedule
-from trainer.step.networks import create_model
-from trainer.step.optimizers import create_optimizer
-from trainer.step.state import TrainState, abstract_train_state, train_state_init
 from trainer.step.train_step import choose_steps_per_call
-
-
-def stored_state(workdir: Path, step: int, model: str = "mlp") -> TrainState:
-    tx = create_optimizer("sgd", 0.9, False, 0.0)
-    init = train_state_init(create_model(model, 10), tx, 0, (28, 28, 1))
-    sharding = devices.replicated(devices.create_mesh("cpu", 1))
-    path = epath.Path(workdir) / "checkpoints" / str(step)
-    return restore(path, step, abstract_train_state(init, sharding)).state
-
-
-def assert_same_bits(one: TrainState, other: TrainState) -> None:
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-def metrics(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_stop_and_resume_is_no_stop(config: TrainConfig, tmp_path: Path) -> None:
@@ -48,10 +25,7 @@ def test_stop_and_resume_is_no_stop(config: TrainConfig, tmp_path: Path) -> None
         train(dataclasses.replace(config, num_steps=stop), tmp_path / "broken")
     states = [stored_state(tmp_path / name, 60) for name in ("broken", "unbroken")]
     assert_same_bits(*states)
-    ours, theirs = (
-        [line for line in metrics(tmp_path / name) if line["split"] == "train"]
-        for name in ("broken", "unbroken")
-    )
+    ours, theirs = (read_metrics(tmp_path / name, "train") for name in ("broken", "unbroken"))
     assert ours == theirs
     assert [line["step"] for line in ours] == list(range(60))
 
@@ -67,7 +41,7 @@ def test_resume_of_the_cnn(config: TrainConfig, tmp_path: Path) -> None:
 
 def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
     test = train(config, tmp_path)
-    found = metrics(tmp_path)
+    found = read_metrics(tmp_path)
     train_lines = [line for line in found if line["split"] == "train"]
     schedule = create_triangular_schedule(config.lr_min, config.lr_max, 7)
     rates = [np.float32(line["learning_rate"]) for line in train_lines]
@@ -86,8 +60,7 @@ def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
     config: TrainConfig, tmp_path: Path
 ) -> None:
     train(dataclasses.replace(config, num_steps=25), tmp_path)
-    steps = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
-    assert steps == {10, 20, 25}
+    assert checkpoint_steps(tmp_path) == {10, 20, 25}
 
 
 def test_resume_says_where_it_goes_on(
@@ -155,7 +128,7 @@ def test_cycled_momentum_is_recorded(config: TrainConfig, tmp_path: Path) -> Non
         cycle_up_fraction=0.3,
     )
     train(config, tmp_path)
-    lines = [line for line in metrics(tmp_path) if line["split"] == "train"]
+    lines = read_metrics(tmp_path, "train")
     assert list(lines[0]) == [
         "split", "step", "epoch", "learning_rate", "momentum", "loss", "accuracy",
     ]  # fmt: skip
@@ -276,10 +249,7 @@ def test_steps_in_calls_are_the_steps_one_by_one(
     train(several, tmp_path / "several")
     for stop in (3, 14, 27, 45):
         train(dataclasses.replace(several, num_steps=stop), tmp_path / "stopped")
-    one, unbroken, stopped = (
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("one", "several", "stopped")
-    )
+    one, unbroken, stopped = (read_metrics(tmp_path / run) for run in ("one", "several", "stopped"))
     digests = [inspection.inspect(tmp_path / run)["digests"] for run in ("several", "stopped")]
     assert digests[0] == digests[1]
     assert [x for x in stopped if x["split"] == "train"] == [
@@ -287,9 +257,7 @@ def test_steps_in_calls_are_the_steps_one_by_one(
     ]
     # Tests, checkpoints and the ends of epochs cut calls short: all is where it was.
     assert [(x["split"], x["step"]) for x in unbroken] == [(x["split"], x["step"]) for x in one]
-    assert [p.name for p in sorted((tmp_path / "several/checkpoints").iterdir())] == [
-        p.name for p in sorted((tmp_path / "one/checkpoints").iterdir())
-    ]
+    assert checkpoint_steps(tmp_path / "several") == checkpoint_steps(tmp_path / "one")
     for name in ("learning_rate", "momentum", "loss"):
         values = [[x[name] for x in run if name in x] for run in (one, unbroken)]
         np.testing.assert_allclose(*values, rtol=0 if name != "loss" else 1e-5)

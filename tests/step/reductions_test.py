@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from etils import epath
 
+from tests.helpers import assert_same_bits, read_metrics, stored_state
 from trainer import devices
-from trainer.checkpoints.store import restore
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.errors import UsageError
@@ -25,7 +24,6 @@ from trainer.step.optimizers import create_optimizer
 from trainer.step.reductions import choose_reduction
 from trainer.step.state import (
     TrainState,
-    abstract_train_state,
     create_train_state,
     train_state_init,
 )
@@ -69,15 +67,6 @@ def run(
         state, metrics = train_step(state, examples, batches)
         all_metrics.append(jax.device_get(metrics))
     return state, all_metrics
-
-
-def assert_same_bits(one, other) -> None:
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-    ):
-        a, b = np.asarray(a), np.asarray(b)
-        assert a.dtype == b.dtype
-        assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -233,13 +222,6 @@ def config(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, standardize=True)
 
 
-def stored_state(workdir: Path, step: int) -> TrainState:
-    init = train_state_init(create_model("mlp", 10), OPTIMIZERS["sgd"], 0, IMAGE_SHAPE)
-    sharding = devices.replicated(devices.create_mesh("cpu", 1))
-    path = epath.Path(workdir) / "checkpoints" / str(step)
-    return restore(path, step, abstract_train_state(init, sharding)).state
-
-
 def test_stop_on_eight_and_resume_on_two_is_no_stop_on_four(
     config: TrainConfig, tmp_path: Path
 ) -> None:
@@ -248,10 +230,7 @@ def test_stop_on_eight_and_resume_on_two_is_no_stop_on_four(
     train(dataclasses.replace(config, num_devices=8, num_steps=31), tmp_path / "broken")
     train(dataclasses.replace(config, num_devices=2), tmp_path / "broken")
     assert_same_bits(*(stored_state(tmp_path / name, 60) for name in ("broken", "unbroken")))
-    broken, unbroken = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("broken", "unbroken")
-    )
+    broken, unbroken = (read_metrics(tmp_path / name) for name in ("broken", "unbroken"))
     # A run tests its model where it ends: once more in the broken one.
     assert [line for line in broken if line["step"] != 31 or line["split"] == "train"] == unbroken
 

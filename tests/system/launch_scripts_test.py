@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.system
 
 GCLOUD = """#!{python}
 import json, os, pathlib, shutil, subprocess, sys

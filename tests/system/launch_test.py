@@ -10,14 +10,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import QUICK, ROOT, trainer_environment, wait_for_checkpoint, wait_until
 from trainer.commands import inspection
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.system
+
 LOCAL = ROOT / "launch" / "local.py"
 
 STAND_IN = """
@@ -57,7 +58,7 @@ class Started:
 
     def wait_for(self, text: str, times: int = 1) -> None:
         """Wait until the text stands so many times in its standard error."""
-        wait_until(lambda: self.err().count(text) >= times, self.err)
+        wait_until(lambda: self.err().count(text) >= times, what=self.err)
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end; its exit status, standard output and standard error."""
@@ -67,13 +68,6 @@ class Started:
     def pids(self) -> list[int]:
         """The processes that it started last."""
         return [int(path.read_text()) for path in sorted(self.folder.glob("pid?"))]
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
@@ -347,9 +341,6 @@ def test_nobody_reads_the_lines(tmp_path: Path, local) -> None:
     assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}
 
 
-QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7", "--num_steps=300")
-
-
 @pytest.fixture
 def real(tmp_path: Path, data_dir: Path):
     """Start launch/local.py with the real trainer."""
@@ -362,10 +353,15 @@ def real(tmp_path: Path, data_dir: Path):
             process = subprocess.Popen(
                 [
                     *(sys.executable, str(LOCAL), "-n", "2", "--gpus=none", *arguments, "--"),
-                    *(*QUICK, f"--data_dir={data_dir}", f"--workdir={tmp_path / workdir}"),
+                    *(
+                        *QUICK,
+                        "--num_steps=300",
+                        f"--data_dir={data_dir}",
+                        f"--workdir={tmp_path / workdir}",
+                    ),
                     *("--checkpoint_every_steps=5", "--keep_checkpoints=2"),
                 ],
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=trainer_environment(),
                 stdout=out,
                 stderr=err,
             )
@@ -391,7 +387,7 @@ def children(pid: int) -> list[int]:
 
 def test_ctrl_c_stops_the_real_trainer(real, tmp_path: Path) -> None:
     run = real("--max_restarts=3")
-    wait_until((tmp_path / "run" / "checkpoints" / "10").exists, run.err)
+    wait_for_checkpoint(tmp_path / "run", 10)
     run.process.send_signal(signal.SIGINT)
     status, _, err = run.end()
     assert status == 75, err
@@ -407,7 +403,7 @@ def test_the_real_trainer_killed_at_random_moments(
     real, trainer, tmp_path: Path, kills: int
 ) -> None:
     """Kill -9 of either process, while they start, restore, train and save."""
-    unbroken = trainer(*QUICK, "--workdir=unbroken")
+    unbroken = trainer(*QUICK, "--num_steps=300", "--workdir=unbroken")
     assert unbroken.returncode == 0, unbroken.stderr
     rng, left = random.Random(kills), kills
     for attempt in itertools.count():

@@ -1,6 +1,5 @@
 """Under a real mpirun the processes find each other by themselves."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import QUICK, ROOT, read_metrics
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("mpirun") is None,
-    reason="mpirun is not installed (Debian: apt-get install openmpi-bin)",
-)
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        shutil.which("mpirun") is None,
+        reason="mpirun is not installed (Debian: apt-get install openmpi-bin)",
+    ),
+]
 
 # mpirun refuses root, and more processes than cores, unless told otherwise; and it would bind each
 # process, with all its threads, to one core.
@@ -31,7 +33,7 @@ def mpirun(data_dir: Path, tmp_path: Path, *flags: str) -> subprocess.CompletedP
     return subprocess.run(
         [
             *("mpirun", "-n", "2", sys.executable, "-m", "trainer"),
-            *("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7", "--workdir=run"),
+            *(*QUICK, "--workdir=run"),
             *(f"--data_dir={data_dir}", *flags),
         ],
         cwd=tmp_path,
@@ -46,8 +48,8 @@ def test_two_processes_find_each_other(data_dir: Path, tmp_path: Path) -> None:
     done = mpirun(data_dir, tmp_path, "--num_steps=40")
     assert done.returncode == 0, done.stderr
     assert "of 2 processes" in done.stderr
-    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if x["split"] == "train"] == list(range(40))
+    lines = read_metrics(tmp_path / "run", "train")
+    assert [line["step"] for line in lines] == list(range(40))
     again = mpirun(data_dir, tmp_path, "--num_steps=40")
     assert again.returncode == 0, again.stderr
     assert "is complete: 40 of 40 steps" in again.stderr

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers import QUICK, ROOT, free_port, trainer_environment
 from trainer.schedules.cyclical import create_triangular_schedule
 
-ROOT = Path(__file__).parents[2]
 DAEMONS = {
     name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     for name in ("munged", "slurmctld", "slurmd")
@@ -24,6 +23,7 @@ DAEMONS = {
 MISSING = [name for name, path in DAEMONS.items() if path is None]
 
 pytestmark = [
+    pytest.mark.system,
     pytest.mark.skipif(
         bool(MISSING),
         reason=f"not installed: {', '.join(MISSING)} (Debian: apt-get install slurm-wlm munge)",
@@ -77,7 +77,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     )
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+    environment = trainer_environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
     munge = [
         *(DAEMONS["munged"], "--foreground", "--force"),
         *(f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"),
@@ -112,12 +112,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 daemon.wait()
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def wait_for(condition: Callable[[], object], folder: Path, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -132,10 +126,10 @@ class Job:
     def __init__(self, slurm: dict[str, str], folder: Path, data_dir: Path, *flags: str) -> None:
         """Submit it."""
         self.folder = folder
-        self._environment = slurm | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        self._environment = slurm | {"PYTHON": sys.executable}
         self.id = self.run(
             *("sbatch", "--parsable", "--ntasks=2", str(ROOT / "launch" / "slurm.sbatch")),
-            *("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7", "--workdir=run"),
+            *(*QUICK, "--workdir=run"),
             *(f"--data_dir={data_dir}", *flags),
         ).strip()
 

@@ -5,6 +5,7 @@ a bucket has no folders, no append and no rename, and it may be out of reach.
 """
 
 import logging
+import os
 import tempfile
 import urllib.parse
 from pathlib import Path
@@ -43,6 +44,24 @@ def open_workdir(workdir: epath.PathLike) -> epath.Path:
     elif "://" in str(workdir):
         raise UsageError(f"--workdir={workdir}: valid: a local folder, or gs://bucket/folder")
     return epath.Path(workdir)
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Refuse a workdir that cannot be made or written, before any work is done.
+
+    Raises:
+      UsageError: it is no folder, or may not be written.
+    """
+    if is_remote(workdir):
+        return  # Only writing there tells: the lock does, first of all.
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} may not be written"
+    else:
+        return
+    raise UsageError(f"--workdir={workdir}: {reason}; use a folder that can be made and written")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -12,6 +12,8 @@ from etils import epath
 from trainer.errors import RunError, UsageError
 from trainer.workdir.lock import LOCK_FILE, WorkdirLock
 
+pytestmark = pytest.mark.system
+
 HOLD = (
     "import sys, time; from etils import epath; from trainer.workdir.lease import Lease\n"
     "with Lease(epath.Path(sys.argv[1]), 'the other trainer', seconds=float(sys.argv[2])):\n"

@@ -1,0 +1,141 @@
+"""What tests of several rooms share: states, records, and the trainer as a process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from trainer import devices
+from trainer.checkpoints.store import restore
+from trainer.step.networks import create_model
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import TrainState, abstract_train_state, train_state_init
+
+ROOT = Path(__file__).parents[1]
+
+# A run of a second; the end of a cycle, an epoch (20 steps) and a checkpoint never fall together.
+QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
+
+
+# States
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    """Fail with the name of the first leaf that differs in a bit, in dtype or in its place."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), jax.tree_util.keystr(path)
+        assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
+
+
+def stored_state(workdir: Path, step: int, model: str = "mlp", num_devices: int = 1) -> TrainState:
+    """The state of a checkpoint of a run with the default optimizer."""
+    tx = create_optimizer("sgd", 0.9, False, 0.0)
+    init = train_state_init(create_model(model, 10), tx, 0, (28, 28, 1))
+    sharding = devices.replicated(devices.create_mesh("cpu", num_devices))
+    path = epath.Path(workdir) / "checkpoints" / str(step)
+    return restore(path, step, abstract_train_state(init, sharding)).state
+
+
+def checkpoint_steps(workdir: epath.PathLike) -> set[int]:
+    """The steps of all checkpoints, intact or not, that are in place."""
+    folder = epath.Path(workdir) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return {int(name) for name in names if name.isdecimal()}
+
+
+# Records
+
+
+def read_metrics(workdir: epath.PathLike, split: str | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, of one split ("train", "test") or of both."""
+    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [line for line in lines if split in (None, line["split"])]
+
+
+# Processes
+
+
+def trainer_command(*arguments: str, patch: str = "") -> list[str]:
+    """`python -m trainer` with these arguments; `patch` is a line of Python to execute first."""
+    code = f"{patch}; from trainer import cli; cli.main()"
+    return [sys.executable, *(("-c", code) if patch else ("-m", "trainer")), *arguments]
+
+
+def trainer_environment() -> dict[str, str]:
+    """The environment in which Python finds this checkout."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def start_trainer(*arguments: str, patch: str = "", **options: Any) -> subprocess.Popen[str]:
+    """Start `python -m trainer`; its standard error is a pipe."""
+    options = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL} | options
+    options.setdefault("env", trainer_environment())
+    return subprocess.Popen(trainer_command(*arguments, patch=patch), text=True, **options)
+
+
+def run_trainer(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m trainer` to its end."""
+    options.setdefault("env", trainer_environment())
+    return subprocess.run(
+        trainer_command(*arguments), capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def one_of(index: int, count: int, port: int) -> tuple[str, ...]:
+    """The flags of one of several processes on this machine."""
+    address = f"--coordinator_address=127.0.0.1:{port}"
+    return address, f"--num_processes={count}", f"--process_id={index}"
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def wait_until(
+    condition: Callable[[], object],
+    process: subprocess.Popen | None = None,
+    what: Callable[[], str] = lambda: "never happened",
+    seconds: float = 120,
+) -> None:
+    """Wait for a condition; fail if it takes too long, or if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process and process.poll() is not None:
+            raise AssertionError(process.stderr.read() if process.stderr else what())
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.01)
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen | None = None) -> None:
+    """Wait until the records of a running trainer have a step."""
+    path = workdir / "metrics.jsonl"
+    wait_until(lambda: path.exists() and f'"step": {step},' in path.read_text(), process)
+
+
+def wait_for_checkpoint(
+    workdir: Path, step: int = 0, process: subprocess.Popen | None = None
+) -> None:
+    """Wait until a running trainer has saved a checkpoint of this step or a later one."""
+    wait_until(lambda: any(saved >= step for saved in checkpoint_steps(workdir)), process)
+
+
+def assert_no_traceback(error: str) -> None:
+    """Fail if a program showed its user a traceback."""
+    assert "Traceback" not in error, error

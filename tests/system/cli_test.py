@@ -1,0 +1,85 @@
+"""The program as a user runs it: real processes and a real terminal."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import QUICK, assert_no_traceback, trainer_environment
+
+pytestmark = pytest.mark.system
+
+
+def test_help_and_mistakes_import_nothing_heavy() -> None:
+    program = (
+        "import sys; from trainer import cli\n"
+        "codes = [cli.run(['trainer', '--help']), cli.run(['trainer', '--stpes=1'])]\n"
+        "heavy = {'jax', 'flax', 'orbax', 'tensorflow_datasets', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'{codes} {heavy}' if heavy or codes != [0, 1] else 0)"
+    )
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=trainer_environment())
+
+
+def test_commands_end_to_end(trainer, tmp_path: Path) -> None:
+    done = trainer("--workdir=run", *QUICK, "--num_steps=30")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "test accuracy" in done.stderr
+    assert_no_traceback(done.stderr)
+    assert "WARNING" not in done.stderr
+    evaluated = trainer("evaluate", "--workdir=run")
+    assert json.loads(evaluated.stdout).keys() == {"step", "loss", "accuracy", "examples"}
+    inspected = trainer("inspect", "--workdir=run")
+    found = json.loads(inspected.stdout)
+    assert (found["step"], found["cycle_step"]) == (30, 2)
+    picture = tmp_path / "run/report.png"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    reported = trainer("report", "--workdir=run")
+    assert reported.returncode == 0, reported.stderr
+    assert picture.read_bytes() == drawn
+    again = trainer("--workdir=run", *QUICK, "--num_steps=30")
+    assert again.returncode == 0
+    assert "is complete" in again.stderr
+
+
+def test_what_the_command_does_not_use_is_not_imported(data_dir: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from trainer import cli; from trainer.run import loop\n"
+        "assert 'matplotlib' not in sys.modules\n"  # Imported when the run has ended.
+        f"code = cli.run(['trainer', '--num_steps=2', '--workdir={tmp_path}/run',"
+        f" '--data_dir={data_dir}', '--model=mlp', '--notensorboard'])\n"
+        "unused = {'tensorflow', 'torch', 'tensorboardX'} & set(sys.modules)\n"
+        "sys.exit(f'{code} {unused}' if unused or code else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=trainer_environment())
+
+
+def test_the_progress_bar_of_a_terminal(start) -> None:
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))
+    process = start(*QUICK, "--num_steps=60", stderr=child)
+    os.close(child)
+    output = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:  # The other end is closed.
+            break
+        if not chunk:
+            break
+        output += chunk
+    assert process.wait() == 0
+    text = output.decode()
+    assert "60/60" in text
+    assert "learning rate 0.0" in text
+    assert re.search(r"test accuracy \d\d\.\d\d % of 10000", text)
