@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.schedules.range_curves import FEWEST_STEPS, divergence_step, smooth, standard_errors
+from trainer.schedules.range_scores import Score
 
 CLEAR, ROUGH = "clear", "rough"
 
@@ -17,14 +18,41 @@ _FALL_ERRORS, _SMALLEST_FALL = 4.0, 0.05
 # A rise is clear if it is this many standard errors high. One of the accuracy alone must be clear:
 # before anything is learned it wanders, as the network prefers one class or another.
 _CLEAR_ERRORS = 20.0
-# Rates do equally well within this many standard errors of the best.
-_EQUAL_ERRORS = 2.0
-# Accuracy has started to rise when it has made this part of its whole rise for good, and has
-# fallen when it has lost this part for good.
-_PART_OF_RISE, _LOST_ERRORS = 0.1, 3.0
 # A test takes a few steps at each rate and a cycle takes many, so lr_max stays below the rate at
 # which the test falls by this factor; and lr_min below lr_max (the paper: a third or a fourth).
 _BELOW_FALL, _BELOW_MAX = 3.0, 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """The bounds of a triangle that the curves of a range test suggest, and how sure they are.
+
+    Attributes:
+      lr_min: lowest rate.
+      lr_max: highest rate.
+      equally_good: lowest and highest of the rates that do as well as the best within two standard
+        errors.
+      falls_at: the rate from which on the accuracy is lower for good, or the loss diverges; or None
+        if it does neither.
+      steepest: the rate at which the loss falls fastest, or None if it hardly falls.
+      rise_in_errors: how far the accuracy rises, in standard errors.
+      reasons: why these bounds, a line each.
+      doubts: why they are rough, and what would tell more, a line each; none if they are clear.
+    """
+
+    lr_min: float
+    lr_max: float
+    equally_good: tuple[float, float]
+    falls_at: float | None
+    steepest: float | None
+    rise_in_errors: float
+    reasons: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+    @property
+    def confidence(self) -> str:
+        """How sure the bounds are: "clear" or "rough"."""
+        return ROUGH if self.doubts else CLEAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +69,8 @@ class RangeTest:
       accuracy_errors: float64[n], likewise.
       window: odd number of steps.
       diverged: whether the last step is the one at which the loss diverged.
-      lr_min: suggested lowest rate, or None if the curves show no rise.
-      lr_max: suggested highest rate, or None.
-      equally_good: lowest and highest of the rates that do as well as the best within two standard
-        errors, or None.
-      falls_at: the rate from which on the accuracy is lower for good, or None if it does not fall.
-      steepest: the rate at which the loss falls fastest, or None if it hardly falls.
-      confidence: "clear" or "rough", or None where nothing is suggested.
-      reasons: why these bounds, or why none; a sentence each, without its full stop.
-      doubts: why the suggestion is rough, and what would tell more; empty if it is clear.
+      suggestion: what the curves suggest, or None if they show no rise.
+      refusal: why there is no suggestion, and what to do; empty if there is one.
     """
 
     learning_rates: np.ndarray
@@ -61,14 +82,8 @@ class RangeTest:
     accuracy_errors: np.ndarray
     window: int
     diverged: bool
-    lr_min: float | None = None
-    lr_max: float | None = None
-    equally_good: tuple[float, float] | None = None
-    falls_at: float | None = None
-    steepest: float | None = None
-    confidence: str | None = None
-    reasons: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
+    suggestion: Suggestion | None = None
+    refusal: str = ""
 
 
 def analyze(
@@ -122,112 +137,61 @@ def analyze(
         window=window,
         diverged=diverged_at is not None,
     )
-    if num_steps < FEWEST_STEPS:
-        return _without_answer(test)
-    return _suggest(test)
+    suggestion = _suggest(test) if num_steps >= FEWEST_STEPS else None
+    refusal = "" if suggestion else _refusal(test)
+    return dataclasses.replace(test, suggestion=suggestion, refusal=refusal)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Score:
-    """A curve of which more is better, where its means are whole, and what it reaches.
-
-    Attributes:
-      values: float64[n], means.
-      errors: float64[n], their standard errors.
-      start: its lowest value before the top.
-      top: index of its highest value.
-    """
-
-    values: np.ndarray
-    errors: np.ndarray
-    start: int
-    top: int
-
-    @classmethod
-    def of(cls, values: np.ndarray, errors: np.ndarray, window: int) -> "_Score":
-        """Find start and top; no verdict from the few steps of a mean near the ends."""
-        # A step that diverged and the means around it are no numbers, and lie at the end.
-        whole = slice(window // 4, len(values) - window // 2)
-        inner = np.where(np.isfinite(values), values, -np.inf)
-        top = whole.start + int(np.argmax(inner[whole]))
-        start = whole.start + int(np.argmin(values[whole.start : top + 1]))
-        return cls(values[: whole.stop], errors[: whole.stop], start, top)
-
-    @property
-    def rise(self) -> float:
-        """How far it rises."""
-        return float(self.values[self.top] - self.values[self.start])
-
-    @property
-    def rise_in_errors(self) -> float:
-        """How far it rises, in standard errors of the difference."""
-        error = np.hypot(self.errors[self.top], self.errors[self.start])
-        return self.rise / max(float(error), 1e-12)
-
-    def has_risen(self, least: float, least_in_errors: float) -> bool:
-        """Whether it rises by so much, and by so many standard errors."""
-        return self.rise >= least and self.rise_in_errors >= least_in_errors
-
-    def as_good_as_the_best(self) -> tuple[int, int]:
-        """Return the first and the last index whose value is the highest within its noise."""
-        level = self.values[self.top] - _EQUAL_ERRORS * self.errors[self.top]
-        within = np.flatnonzero(self.values >= level)
-        return int(within[0]), int(within[-1])
-
-    def falls_from(self) -> int | None:
-        """Return the index from which on a part of the rise is lost for good, or None."""
-        lost = max(_PART_OF_RISE * self.rise, _LOST_ERRORS * float(self.errors[self.top]))
-        last = int(np.flatnonzero(self.values >= self.values[self.top] - lost)[-1])
-        return last + 1 if last + 1 < len(self.values) else None
-
-    def rises_from(self) -> int:
-        """Return the index from which on a part of the rise is kept, up to the top."""
-        made = max(_PART_OF_RISE * self.rise, _EQUAL_ERRORS * float(self.errors[self.start]))
-        below = np.flatnonzero(self.values[: self.top + 1] < self.values[self.start] + made)
-        return int(below[-1]) + 1
-
-
-def _suggest(test: RangeTest) -> RangeTest:
-    """Return the test with what its curves say."""
-    rates, window = test.learning_rates, test.window
-    accuracy = _Score.of(test.smoothed_accuracies, test.accuracy_errors, window)
-    loss = _Score.of(-test.smoothed_losses, test.loss_errors, window)
+def _suggest(test: RangeTest) -> Suggestion | None:
+    """Return what the curves suggest, or None if they show no rise."""
+    rates, last = test.learning_rates, len(test.learning_rates) - 1
+    accuracy = Score.of(test.smoothed_accuracies, test.accuracy_errors, test.window)
+    loss = Score.of(-test.smoothed_losses, test.loss_errors, test.window)
     risen = accuracy.has_risen(_SMALLEST_RISE, _RISE_ERRORS)
     least_fall = -_SMALLEST_FALL * float(loss.values[loss.start])
     fallen = loss.has_risen(least_fall, _FALL_ERRORS)
     if not fallen and not accuracy.has_risen(_SMALLEST_RISE, _CLEAR_ERRORS):
-        return _without_answer(test)
+        return None
     best, kept = loss if fallen else accuracy, accuracy if risen else loss
-    first, last = best.as_good_as_the_best()
-    end = kept.falls_from()
+    low, (first, final), end = kept.rises_from(), best.equally_good(), kept.falls_from()
+    curve = "accuracy" if risen else "loss"
+    what, falls_at = f"the {curve} gets worse for good", None if end is None else rates[end]
     if end is None and test.diverged:
-        end = len(rates) - 1
-    middle, steepest = float(rates[(first + last) // 2]), _steepest(test, loss) if fallen else None
+        what, falls_at = "the loss diverges", rates[last]
+    steepest = _steepest(test, loss) if fallen else None
+    lr_max, why = _highest(rates[(first + final) // 2], falls_at, what, steepest)
+    reasons = [
+        f"the {curve} starts to {'rise' if risen else 'fall'} at {_short(rates[low])}",
+        f"rates of {_short(rates[first])} to {_short(rates[final])} do equally well, within two "
+        "standard errors",
+        *([] if falls_at is None else [f"{what} at {_short(falls_at)}"]),
+        f"lr_max {_short(lr_max)} is {why}",
+    ]
+    return Suggestion(
+        lr_min=_rounded(min(rates[low], lr_max / _BELOW_MAX)),
+        lr_max=_rounded(lr_max),
+        equally_good=(_rounded(rates[first]), _rounded(rates[final])),
+        falls_at=None if falls_at is None else _rounded(falls_at),
+        steepest=None if steepest is None else _rounded(steepest),
+        rise_in_errors=kept.rise_in_errors,
+        reasons=tuple(reasons),
+        doubts=_doubts(test, kept, fallen, falls_at is not None, low < test.window // 2),
+    )
+
+
+def _highest(
+    middle: float, falls_at: float | None, what: str, steepest: float | None
+) -> tuple[float, str]:
+    """Return lr_max, and why it is that."""
     lr_max, why = middle, "in the middle of these"
-    if end is not None and middle > rates[end] / _BELOW_FALL:
-        lr_max, why = float(rates[end]) / _BELOW_FALL, "a third of the rate at which it falls"
+    if falls_at is not None and lr_max > falls_at / _BELOW_FALL:
+        lr_max, why = falls_at / _BELOW_FALL, f"a third of the rate at which {what}"
     if steepest is not None and lr_max < steepest:
         lr_max, why = steepest, "where the loss falls fastest"
-    low = kept.rises_from()
-    lr_min = min(float(rates[low]), lr_max / _BELOW_MAX)
-    test = dataclasses.replace(
-        test,
-        lr_min=_two_digits(lr_min),
-        lr_max=_two_digits(lr_max),
-        equally_good=(_two_digits(rates[first]), _two_digits(rates[last])),
-        falls_at=None if end is None else _two_digits(rates[end]),
-        steepest=None if steepest is None else _two_digits(steepest),
-    )
-    doubts = _doubts(test, kept, fallen, low < window)
-    return dataclasses.replace(
-        test,
-        confidence=ROUGH if doubts else CLEAR,
-        reasons=_reasons(test, kept is accuracy, why),
-        doubts=doubts,
-    )
+    return float(lr_max), why
 
 
-def _steepest(test: RangeTest, loss: _Score) -> float:
+def _steepest(test: RangeTest, loss: Score) -> float:
     """Return the rate at which the loss falls fastest, before it is lowest."""
     # Smoothed twice more: a slope is noisier than a mean. Steps are equally far apart on the axis
     # that they are drawn on, so no division is needed. What falls after the lowest loss falls from
@@ -238,64 +202,42 @@ def _steepest(test: RangeTest, loss: _Score) -> float:
     return float(test.learning_rates[first + int(np.argmin(slopes[first:]))])
 
 
-def _reasons(test: RangeTest, by_accuracy: bool, why: str) -> tuple[str, ...]:
-    """Return why these bounds were chosen."""
-    starts, ends = ("rise", "falls") if by_accuracy else ("fall", "rises")
-    curve = "accuracy" if by_accuracy else "loss"
-    low, high = test.equally_good or (test.lr_max, test.lr_max)
-    reasons = [
-        f"the {curve} starts to {starts} at {test.lr_min:g}",
-        f"rates from {low:g} to {high:g} do equally well, within two standard errors",
-    ]
-    if test.falls_at is not None and not (test.diverged and test.falls_at == _last(test)):
-        reasons.append(f"the {curve} {ends} for good at {test.falls_at:g}")
+def _doubts(
+    test: RangeTest, kept: Score, fallen: bool, falls: bool, rises_at_once: bool
+) -> tuple[str, ...]:
+    """Return why a suggestion is rough, and what would tell more."""
+    doubts = {
+        f"the rise is only {kept.rise_in_errors:.0f} standard errors high; raise --find_lr_steps, "
+        "or --batch_size": kept.rise_in_errors < _CLEAR_ERRORS,
+        "the loss hardly falls; raise --find_lr_steps, or use --standardize": not fallen,
+        f"nothing gets worse up to the last rate, {_short(test.learning_rates[-1])}; raise "
+        "--find_lr_max": not falls,
+        "the rise begins with the first rates; lower --find_lr_min": rises_at_once,
+    }
+    return tuple(doubt for doubt, holds in doubts.items() if holds)
+
+
+def _refusal(test: RangeTest) -> str:
+    """Return why the curves suggest nothing, and what to do."""
+    num_steps, last = len(test.losses), _short(test.learning_rates[-1])
     if test.diverged:
-        reasons.append(f"the loss diverges at {_last(test):g}")
-    reasons.append(f"lr_max {test.lr_max:g} is {why}")
-    return tuple(reasons)
-
-
-def _doubts(test: RangeTest, kept: _Score, fallen: bool, at_once: bool) -> tuple[str, ...]:
-    """Return why the suggestion is rough, and what to do about it."""
-    doubts = []
-    if kept.rise_in_errors < _CLEAR_ERRORS:
-        doubts.append(
-            f"the rise is only {kept.rise_in_errors:.0f} standard errors high: raise "
-            "--find_lr_steps or --batch_size"
+        when = (
+            f"after {num_steps} steps" if num_steps < FEWEST_STEPS else "before the accuracy rose"
         )
-    if not fallen:
-        doubts.append("the loss hardly falls: raise --find_lr_steps, or try --standardize")
-    if test.falls_at is None:
-        doubts.append(
-            f"nothing falls up to {_last(test):g}, the last rate: raise --find_lr_max"
-        )
-    if at_once:
-        doubts.append("the rise begins with the first rates: lower --find_lr_min")
-    return tuple(doubts)
+        return f"the loss diverged at {last}, {when}; lower --find_lr_min, or raise --find_lr_steps"
+    if num_steps < FEWEST_STEPS:
+        return f"{num_steps} steps are too few; use --find_lr_steps={FEWEST_STEPS} or more"
+    return (
+        f"the accuracy never rose, up to {last}; raise --find_lr_max or --find_lr_steps, or use "
+        "--standardize"
+    )
 
 
-def _without_answer(test: RangeTest) -> RangeTest:
-    """Return the test with the reason why its curves suggest nothing, and what to do."""
-    num_steps, last = len(test.losses), f"{_last(test):g}"
-    if test.diverged:
-        when = f"after {num_steps} steps" if num_steps < FEWEST_STEPS else "before the accuracy rose"
-        reason = f"the loss diverged at {last}, {when}; lower --find_lr_min, or raise "
-        reason += "--find_lr_steps"
-    elif num_steps < FEWEST_STEPS:
-        reason = f"{num_steps} steps are too few; use --find_lr_steps={FEWEST_STEPS} or more"
-    else:
-        reason = (
-            f"the accuracy never rose, up to {last}; raise --find_lr_max or --find_lr_steps, or "
-            "try --standardize"
-        )
-    return dataclasses.replace(test, reasons=(reason,))
-
-
-def _last(test: RangeTest) -> float:
-    """Return the rate of the last step."""
-    return _two_digits(test.learning_rates[-1])
-
-
-def _two_digits(rate: float) -> float:
-    """Return a rate as it is suggested."""
+def _rounded(rate: float) -> float:
+    """Return a rate as it is suggested: the curves say no more than two digits."""
     return float(f"{rate:.2g}")
+
+
+def _short(rate: float) -> str:
+    """Return a rate as it is written."""
+    return f"{_rounded(rate):g}"
