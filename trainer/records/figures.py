@@ -1,18 +1,16 @@
-"""Pictures: of a run, of the schedule that is planned, of a range test.
+"""Pictures: of a run, of the schedule that is planned.
 
 matplotlib is imported when the first picture is drawn: nothing else pays for it.
 """
 
 import io
 import itertools
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 
-from trainer.schedules.range_curves import RangeTest
 from trainer.workdir.files import RunHistory, read_history, replace_file
 
 if TYPE_CHECKING:
@@ -66,20 +64,6 @@ def draw_schedule(
     rates = np.asarray(schedule(np.arange(num_steps)), np.float64)
     figure = schedule_figure(rates, steps_per_epoch)
     return _save(figure, epath.Path(workdir) / SCHEDULE_FILE)
-
-
-def draw_range_test(test: RangeTest, exponential: bool, path: epath.Path) -> epath.Path:
-    """Draw the curves of a range test and what they suggest, and return where.
-
-    Args:
-      test: its curves and suggestion.
-      exponential: whether the rates rise in equal factors: their axis is logarithmic then.
-      path: of the picture.
-
-    Raises:
-      RunError: the picture could not be written.
-    """
-    return _save(range_test_figure(test, exponential), path)
 
 
 def report_figure(history: RunHistory) -> "Figure":
@@ -151,53 +135,6 @@ def schedule_figure(rates: np.ndarray, steps_per_epoch: int) -> "Figure":
     starts = np.arange(steps_per_epoch, len(rates), steps_per_epoch)
     _mark_epochs([axes], starts, starts // steps_per_epoch)
     _legend(axes)
-    return figure
-
-
-def range_test_figure(test: RangeTest, exponential: bool) -> "Figure":
-    """Return accuracy and loss of a range test over the learning rate.
-
-    Args:
-      test: its curves and suggestion.
-      exponential: whether the axis of the rates is logarithmic.
-    """
-    figure = _figure(7.5)
-    accuracy_axes, loss_axes = figure.subplots(2, sharex=True)
-    figure.suptitle(textwrap.fill(test.verdict, 130), fontsize=11)
-    curves = (
-        (accuracy_axes, 100 * test.accuracies, 100 * test.smoothed_accuracies),
-        (loss_axes, test.losses, test.smoothed_losses),
-    )
-    marks: list[tuple[float, dict[str, Any]]] = []
-    if test.lr_min is not None and test.lr_max is not None:
-        marks.append((test.lr_min, {"color": _GREEN, "ls": "--", "label": f"lr_min {test.lr_min}"}))
-        marks.append((test.lr_max, {"color": _GREEN, "label": f"lr_max {test.lr_max}"}))
-    if test.diverged:
-        marks.append((test.learning_rates[-1], {"color": "black", "label": "diverged, stopped"}))
-    for axes, raw, smoothed in curves:
-        axes.plot(test.learning_rates, raw, color=_BLUE, alpha=0.35, lw=0.8, label="each step")
-        label = f"mean of {test.window} steps"
-        axes.plot(test.learning_rates, smoothed, color=_BLUE, lw=2, label=label)
-        axes.grid(axis="y", alpha=0.25)
-        for rate, style in marks:
-            axes.axvline(rate, **style)
-        if test.lr_min is not None and test.lr_max is not None:
-            axes.axvspan(test.lr_min, test.lr_max, color=_GREEN, alpha=0.1, lw=0)
-    _legend(accuracy_axes)
-    if test.steepest is not None:
-        loss = np.interp(test.steepest, test.learning_rates, test.smoothed_losses)
-        label = f"steepest fall of the loss {test.steepest}"
-        point = loss_axes.plot(test.steepest, loss, "o", color=_ORANGE, ms=8, label=label)
-        _legend(loss_axes, point)
-    accuracy_axes.set_ylabel("accuracy, %")
-    accuracy_axes.set_ylim(0, 102)
-    loss_axes.set_ylabel("loss")
-    # A loss that diverges would flatten all that went before.
-    loss_axes.set_ylim(0, 1.3 * test.losses[0])
-    loss_axes.set_xlabel("learning rate")
-    if exponential:
-        loss_axes.set_xscale("log")
-        _plain_log_ticks(loss_axes.xaxis)
     return figure
 
 

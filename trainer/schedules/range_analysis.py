@@ -10,13 +10,13 @@ from trainer.schedules.range_scores import Score
 
 CLEAR, ROUGH = "clear", "rough"
 
-# The accuracy has risen if its top is this many standard errors, and this much, above its start,
-# and the loss has fallen likewise, by this part of itself. (Of pure noise the highest mean is up to
-# 5 errors above the lowest; a loss that learns nothing does not fall by a 20th.)
-_RISE_ERRORS, _SMALLEST_RISE = 6.0, 0.02
+# The accuracy has risen if its top is so many standard errors, and so much, above its start; the
+# loss has fallen likewise, by a part of itself. (Of pure noise the highest of all means is about 4
+# errors above the lowest.)
+_RISE_ERRORS, _SMALLEST_RISE = 5.0, 0.02
 _FALL_ERRORS, _SMALLEST_FALL = 4.0, 0.05
-# A rise is clear if it is this many standard errors high. One of the accuracy alone must be clear:
-# before anything is learned it wanders, as the network prefers one class or another.
+# A rise of so many standard errors is clear. Where only one of the two curves rises, it must be:
+# before anything is learned the accuracy wanders, as the network prefers one class or another.
 _CLEAR_ERRORS = 20.0
 # A test takes a few steps at each rate and a cycle takes many, so lr_max stays below the rate at
 # which the test falls by this factor; and lr_min below lr_max (the paper: a third or a fourth).
@@ -53,6 +53,11 @@ class Suggestion:
     def confidence(self) -> str:
         """How sure the bounds are: "clear" or "rough"."""
         return ROUGH if self.doubts else CLEAR
+
+    @property
+    def how_sure(self) -> str:
+        """How sure the bounds are, with the number behind it."""
+        return f"{self.confidence}, the rise is {self.rise_in_errors:.0f} standard errors high"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +152,13 @@ def _suggest(test: RangeTest) -> Suggestion | None:
     rates, last = test.learning_rates, len(test.learning_rates) - 1
     accuracy = Score.of(test.smoothed_accuracies, test.accuracy_errors, test.window)
     loss = Score.of(-test.smoothed_losses, test.loss_errors, test.window)
-    risen = accuracy.has_risen(_SMALLEST_RISE, _RISE_ERRORS)
     least_fall = -_SMALLEST_FALL * float(loss.values[loss.start])
+    risen = accuracy.has_risen(_SMALLEST_RISE, _RISE_ERRORS)
     fallen = loss.has_risen(least_fall, _FALL_ERRORS)
-    if not fallen and not accuracy.has_risen(_SMALLEST_RISE, _CLEAR_ERRORS):
+    is_clear = accuracy.has_risen(_SMALLEST_RISE, _CLEAR_ERRORS) or loss.has_risen(
+        least_fall, _CLEAR_ERRORS
+    )
+    if not (risen and fallen) and not is_clear:
         return None
     best, kept = loss if fallen else accuracy, accuracy if risen else loss
     low, (first, final), end = kept.rises_from(), best.equally_good(), kept.falls_from()
@@ -207,12 +215,13 @@ def _doubts(
 ) -> tuple[str, ...]:
     """Return why a suggestion is rough, and what would tell more."""
     doubts = {
-        f"the rise is only {kept.rise_in_errors:.0f} standard errors high; raise --find_lr_steps, "
-        "or --batch_size": kept.rise_in_errors < _CLEAR_ERRORS,
-        "the loss hardly falls; raise --find_lr_steps, or use --standardize": not fallen,
-        f"nothing gets worse up to the last rate, {_short(test.learning_rates[-1])}; raise "
+        f"a rise of {_CLEAR_ERRORS:g} and more is clear: raise --find_lr_steps, or --batch_size": (
+            kept.rise_in_errors < _CLEAR_ERRORS
+        ),
+        "the loss hardly falls: raise --find_lr_steps, or use --standardize": not fallen,
+        f"nothing gets worse up to the last rate, {_short(test.learning_rates[-1])}: raise "
         "--find_lr_max": not falls,
-        "the rise begins with the first rates; lower --find_lr_min": rises_at_once,
+        "it rises from the first rates on: lower --find_lr_min": rises_at_once,
     }
     return tuple(doubt for doubt, holds in doubts.items() if holds)
 
