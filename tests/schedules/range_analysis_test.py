@@ -1,7 +1,6 @@
 """Curves whose answer is known, and curves that were recorded."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +75,7 @@ def test_what_flattens_and_never_falls_is_rough() -> None:
 def test_a_dip_that_the_accuracy_comes_back_from_ends_nothing(dip: tuple[float, float]) -> None:
     values = accuracies(1e-4, 0.3, 2)
     whole = suggested(values)
-    values[(RATES > dip[0]) & (RATES < dip[1])] -= 0.3
+    values[(dip[0] < RATES) & (dip[1] > RATES)] -= 0.3
     found = suggested(values)
     assert found.lr_max == pytest.approx(whole.lr_max, rel=0.1)
     assert found.falls_at == whole.falls_at

@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from trainer.records.figures import _BLUE as BLUE
-from trainer.records.figures import _GREEN as GREEN
-from trainer.records.figures import _ORANGE as ORANGE
-from trainer.records.figures import _figure as new_figure
-from trainer.records.figures import _legend as legend
-from trainer.records.figures import _plain_log_ticks as plain_log_ticks
-from trainer.records.figures import _save as save
+from trainer.records import panels
+from trainer.records.panels import BLUE, GREEN, ORANGE
 from trainer.schedules.range_analysis import RangeTest, Suggestion
 from trainer.schedules.range_scores import EQUAL_ERRORS
 
@@ -36,7 +31,7 @@ def draw_range_test(test: RangeTest, exponential: bool, run: str, path: epath.Pa
     Raises:
       RunError: the picture could not be written.
     """
-    return save(range_test_figure(test, exponential, run), path)
+    return panels.save(range_test_figure(test, exponential, run), path)
 
 
 def range_test_figure(test: RangeTest, exponential: bool, run: str) -> "Figure":
@@ -47,12 +42,11 @@ def range_test_figure(test: RangeTest, exponential: bool, run: str) -> "Figure":
       exponential: whether the axis of the rates is logarithmic.
       run: what was trained, in a few words.
     """
-    figure = new_figure(7.5)
+    figure = panels.new_figure(7.5)
     accuracy_axes, loss_axes = figure.subplots(2, sharex=True)
     title, text = _words(test)
-    figure.suptitle(textwrap.fill(title, _TITLE_COLUMNS), fontsize=12)
-    small = textwrap.fill(f"{run}. {text}", _PRINT_COLUMNS)
-    figure.supxlabel(small, fontsize=8.5, color="#555555", x=0.01, ha="left")
+    lines = (textwrap.fill(line, _PRINT_COLUMNS) for line in (run, *text))
+    panels.title(figure, textwrap.fill(title, _TITLE_COLUMNS), "\n".join(lines))
     _draw_curve(accuracy_axes, test, 100 * test.accuracies, 100 * test.smoothed_accuracies)
     _draw_band(accuracy_axes, test, 100 * test.smoothed_accuracies, 100 * test.accuracy_errors)
     _draw_curve(loss_axes, test, test.losses, test.smoothed_losses)
@@ -65,24 +59,22 @@ def range_test_figure(test: RangeTest, exponential: bool, run: str) -> "Figure":
     loss_axes.set_xlabel("learning rate")
     if exponential:
         loss_axes.set_xscale("log")
-        plain_log_ticks(loss_axes.xaxis)
+        panels.plain_log_ticks(loss_axes.xaxis)
     if test.suggestion is not None:
         for axes in (accuracy_axes, loss_axes):
             _mark_bounds(axes, test.suggestion)
-        legend(loss_axes, _mark_good_rates(loss_axes, test, test.suggestion))
-    legend(accuracy_axes)
+        panels.legend(loss_axes, _mark_good_rates(loss_axes, test, test.suggestion))
+    panels.legend(accuracy_axes)
     return figure
 
 
-def _words(test: RangeTest) -> tuple[str, str]:
-    """Return the title, and the small print."""
+def _words(test: RangeTest) -> tuple[str, tuple[str, ...]]:
+    """Return the title, and lines of small print."""
     found = test.suggestion
     if found is None:
-        return f"no clear answer: {test.refusal}", f"{len(test.losses)} steps."
+        return f"no clear answer: {test.refusal}", ()
     title = f"lr_min {found.lr_min:g} to lr_max {found.lr_max:g}: {found.how_sure}"
-    text = "; ".join(found.reasons)
-    doubts = f" Doubts: {'. '.join(found.doubts)}." if found.doubts else ""
-    return title, f"{text[0].upper()}{text[1:]}.{doubts}"
+    return title, tuple("; ".join(lines) for lines in (found.reasons, found.doubts) if lines)
 
 
 def _draw_curve(axes: "Axes", test: RangeTest, values: np.ndarray, smoothed: np.ndarray) -> None:
