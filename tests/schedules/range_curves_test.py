@@ -44,7 +44,7 @@ def test_a_window_is_a_12th_of_the_steps(steps: int, window: int) -> None:
     ],
 )
 def test_divergence(losses: list[float], step: int | None) -> None:
-    assert divergence_step(losses, 3) == step
+    assert divergence_step(losses, 5) == step
 
 
 def test_smoothing_is_a_centered_mean() -> None:

@@ -111,7 +111,7 @@ def _report(
         lr_max=found.lr_max,
         steps_per_cycle=steps_per_cycle,
     )
-    text = flagfile(suggested, _free_workdir(workdir), [f"From a {origin}:", *lines])
+    text = flagfile(suggested, free_workdir(workdir), [f"From a {origin}:", *lines])
     replace_file(workdir / FLAGFILE, text.encode())
     logger.info("%s", "\n".join(lines))
     if found.steepest is not None:
@@ -174,6 +174,24 @@ def flagfile(config: TrainConfig, workdir: epath.PathLike, comments: list[str]) 
     flags = [f"--{name}={values[name]}" for name in order if values[name] is not None]
     lines = [*(f"# {line}" for line in comments), *flags, f"--workdir={workdir}"]
     return "\n".join(lines) + "\n"
+
+
+def free_workdir(workdir: epath.Path) -> epath.Path:
+    """Return the workdir, or one beside it where a run is in it: that one has other rates.
+
+    Args:
+      workdir: such as "run", of which "run-find_lr" is beside, then "run-find_lr2".
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return workdir
+    if workdir.name in ("", ".."):
+        workdir = epath.Path(os.path.abspath(workdir))  # Such as "." and "..", by their own names.
+    # A whole bucket, or a whole disk, has nothing beside it.
+    is_top = str(workdir.parent) in ("gs://", str(workdir))
+    first = workdir / "find_lr" if is_top else workdir.with_name(f"{workdir.name}-find_lr")
+    others = (first.with_name(f"{first.name}{number}") for number in itertools.count(2))
+    paths = itertools.chain([first], others)
+    return next(path for path in paths if not (path / CONFIG_FILE).exists())
 
 
 def _check_ramp(lr_start: float, lr_end: float, num_steps: int, kind: str) -> None:
@@ -244,17 +262,3 @@ def _csv(test: RangeTest) -> bytes:
         for step, row in enumerate(zip(*columns.values(), strict=True))
     )
     return text.getvalue().encode()
-
-
-def _free_workdir(workdir: epath.Path) -> epath.Path:
-    """Return the workdir, or one beside it where a run is in it: that one has other rates."""
-    if not (workdir / CONFIG_FILE).exists():
-        return workdir
-    if workdir.name in ("", ".."):
-        workdir = epath.Path(os.path.abspath(workdir))  # Such as "." and "..", by their own names.
-    # A whole bucket, or a whole disk, has nothing beside it.
-    is_top = str(workdir.parent) in ("gs://", str(workdir))
-    first = workdir / "find_lr" if is_top else workdir.with_name(f"{workdir.name}-find_lr")
-    others = (first.with_name(f"{first.name}{number}") for number in itertools.count(2))
-    paths = itertools.chain([first], others)
-    return next(path for path in paths if not (path / CONFIG_FILE).exists())

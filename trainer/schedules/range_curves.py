@@ -44,18 +44,18 @@ def window_of(num_steps: int) -> int:
 def divergence_step(losses: Sequence[float], window: int) -> int | None:
     """Return the first step whose loss shows that training has diverged, or None.
 
-    It has where the loss is not finite, or where its mean over the `window` steps before is more
-    than 4 times the lowest such mean so far.
+    It has where the loss is not finite, or where its mean over the last steps, half a window, is
+    more than 4 times the lowest such mean so far.
 
     Args:
       losses: of the steps so far.
-      window: steps of a mean.
+      window: odd number of steps that the curves are smoothed over.
     """
     values = np.asarray(losses, np.float64)
     finite = np.isfinite(values)
     sums = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
+    starts = np.maximum(ends - (window + 1) // 2, 0)
     means = (sums[ends] - sums[starts]) / (ends - starts)
     gone = ~finite | (means > _DIVERGED * np.minimum.accumulate(means))
     return int(np.argmax(gone)) if gone.any() else None
