@@ -1,6 +1,28 @@
-"""Entry point of `python -m trainer`."""
+"""Entry point of `python -m trainer`, and of the console script."""
 
-from trainer import cli
+import os
+import signal
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line; a signal is heard from here on."""
+    # What follows is imported first, for longer than it takes to press Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    from trainer import cli
+
+    cli.main()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Leave as a command does that has nothing to save."""
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(130)
+
 
 if __name__ == "__main__":
-    cli.main()
+    main()

@@ -1,7 +1,6 @@
 """From an argument list to a command and its exit status."""
 
 import logging
-import os
 import sys
 import traceback
 
@@ -11,6 +10,7 @@ from trainer.cli.actions import ACTIONS
 from trainer.cli.arguments import parse
 from trainer.cli.help import help_text
 from trainer.errors import Interrupted, RunError, Stopped, UsageError
+from trainer.processes import output, signals
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,13 +19,14 @@ def main(argv: list[str] | None = None) -> None:
     Args:
       argv: program name and arguments, sys.argv if None.
     """
-    status = run(sys.argv if argv is None else argv)
-    if status in (UsageError.exit_status, RunError.exit_status):
-        # Threads of a save that failed, and jax among several processes, may wait for minutes.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    with signals.interruptible():
+        output.protect()
+        status = run(sys.argv if argv is None else argv)
+        if (problem := output.problem()) is not None:
+            print(f"error: standard output: {problem.strerror}", file=sys.stderr)
+            status = status or RunError.exit_status
+    # Threads of a save that failed, and jax among several processes, may wait for minutes.
+    signals.leave(status, at_once=status not in (0, Stopped.exit_status))
 
 
 def run(argv: list[str]) -> int:
@@ -57,10 +58,6 @@ def run(argv: list[str]) -> int:
     except (Stopped, Interrupted) as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_status
-    except KeyboardInterrupt:
-        # Outside the loop there is nothing to save.
-        print("interrupted", file=sys.stderr)
-        return Interrupted.exit_status
     except Exception as error:
         return _report_unforeseen(error, workdir)
 

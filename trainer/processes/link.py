@@ -3,88 +3,172 @@
 `jax.distributed` connects their devices. It says nothing helpful, though, when a process is
 missing, dies or fails: the others are aborted after minutes, or wait for ever. So every process
 also keeps one TCP connection to process 0, a line of JSON a message, for as long as it lives: the
-roll is called over it, a failure is told over it, and when it breaks, a process has died.
+roll is called over it, a failure is told over it, and when it breaks, or nothing comes over it any
+more, a process has died or cannot be reached.
 """
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
-from trainer.errors import RunError, Stopped, UsageError
+from trainer.errors import Interrupted, RunError, Stopped, UsageError
+from trainer.processes import signals
 from trainer.processes.cluster import Cluster
-from trainer.processes.roll_call import STATUS_FAILED, STATUS_USAGE, Connection, meet, tell
+from trainer.processes.connection import Connection, failure, tell
+from trainer.processes.roll_call import meet
 
 # How long a process that sees its devices fail waits for word of who died first.
 _VERDICT_SECONDS = 5.0
+# Every process sends a sign of life so often, and is given up after so long without one: named
+# within 30 s, and before jax aborts everybody (83 s).
+_BEAT_SECONDS = 2.0
+_SILENCE_SECONDS = 25.0
+# How long it may take to write down where all threads are: the reader of a pipe may be stuck, too.
+_STACKS_SECONDS = 5.0
 
 
 class _Link:
-    """This process among the others."""
+    """This process among the others.
+
+    Attributes:
+      cluster: which of them it is.
+      connections: to all others in process 0, to process 0 elsewhere.
+      report_progress: returns what this process's watchdog says; the others are sent it.
+    """
 
     def __init__(self, cluster: Cluster, connections: list[Connection]):
-        """Watch the connections: those to all others in process 0, that to process 0 elsewhere."""
+        """Watch the connections."""
         self.cluster = cluster
-        self._connections = connections
+        self.connections = connections
+        self.report_progress: Callable[[], list[Any] | None] = lambda: None
         # Whoever holds it decides how this process ends: its own failure, or that of another.
         self._ending = threading.Lock()
         for connection in connections:
             threading.Thread(target=self._watch, args=(connection,), daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    @property
+    def name(self) -> str:
+        """What to call this process."""
+        return f"process {self.cluster.process_id} on {socket.gethostname()}"
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in order; waits for all."""
         if self.cluster.process_id:
-            self._connections[0].send({"value": value})
-            return self._connections[0].values.get()
-        values = [value, *(connection.values.get() for connection in self._connections)]
-        for connection in self._connections:
+            self.connections[0].send({"value": value})
+            return self.connections[0].values.get()
+        values = [value, *(connection.values.get() for connection in self.connections)]
+        for connection in self.connections:
             connection.send({"value": values})
         return values
 
     def fail(self, message: str, status: int) -> None:
         """Tell all others that this process fails; they leave with the same status."""
         if self._ending.acquire(blocking=False):
-            who = f"process {self.cluster.process_id} on {socket.gethostname()}"
-            tell(self._connections, f"{who}: {message}", status)
+            tell(self.connections, f"{self.name}: {message}", status)
         else:
             # It was another that failed first; the thread that heard of it ends this process.
             time.sleep(_VERDICT_SECONDS)
 
+    def interrupt(self, signal_name: str) -> None:
+        """Tell all others that a signal ends this process, which has nothing to save."""
+        if self._ending.acquire(blocking=False):
+            message = f"interrupted: {self.name} received {signal_name}"
+            tell(self.connections, message, Interrupted.exit_status)
+
+    def hang(self, message: str) -> None:
+        """End all processes, with the stacks of those that can still show them."""
+        if self._ending.acquire(blocking=False):
+            for connection in self.connections:
+                connection.send({"failed": message, "status": RunError.exit_status, "stacks": True})
+            end_with_stacks(message)
+
     def finish(self) -> None:
         """Wait until all are done, then take leave."""
-        self.gather(None)
-        # From here on it is no failure that a connection ends.
-        self._ending.acquire(blocking=False)
-        jax.distributed.shutdown()
-        for connection in self._connections:
-            connection.close()
+        import jax
+
+        with signals.StopRequest("leaving"):
+            self.gather(None)
+            # From here on it is no failure that a connection ends.
+            self._ending.acquire(blocking=False)
+            jax.distributed.shutdown()
+            for connection in self.connections:
+                connection.close()
 
     def _watch(self, connection: Connection) -> None:
         """Take the messages of one connection until it breaks."""
         while (message := connection.receive()) is not None:
-            if "failed" in message:
-                self._end(message["failed"], message["status"])
-            else:
+            if "value" in message:
                 connection.values.put(message["value"])
+            elif "beat" in message:
+                connection.progress = message["beat"]
+            elif error := failure(message):
+                self._end(str(error), message["status"], message.get("stacks") is True)
+        self._lost(f"{connection.name} died or cannot be reached")
+
+    def _beat(self) -> None:
+        """Send signs of life, and miss those of the others."""
+        silent = dict.fromkeys(self.connections, 0.0)
+        last = time.monotonic()
+        while True:
+            for connection in self.connections:
+                connection.send({"beat": self.report_progress()})
+            time.sleep(_BEAT_SECONDS)
+            now = time.monotonic()
+            for connection in self.connections:
+                # If this process was stopped itself, its clock says nothing about the others.
+                silent[connection] += min(now - last, 2 * _BEAT_SECONDS)
+                if connection.heard > last:
+                    silent[connection] = 0.0
+                if silent[connection] > _SILENCE_SECONDS:
+                    self._lost(
+                        f"{connection.name} has not answered for {_SILENCE_SECONDS:.0f} s: it is "
+                        "stopped, has died or cannot be reached"
+                    )
+            last = now
+
+    def _lost(self, message: str) -> None:
+        """End this process, and the others, because one is gone."""
         self._end(
-            f"{connection.name} died; the same command goes on from the newest checkpoint",
-            STATUS_FAILED,
+            f"{message}; the same command resumes from the newest checkpoint", RunError.exit_status
         )
 
-    def _end(self, message: str, status: int) -> None:
+    def _end(self, message: str, status: int, stacks: bool = False) -> None:
         """End this process because of another; from a thread, so without ceremony."""
         if self._ending.acquire(blocking=False):
-            tell(self._connections, message, status)
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            tell(self.connections, message, status)
+            if stacks:
+                end_with_stacks(message)
+            _say(message if status == Interrupted.exit_status else f"error: {message}")
             # The main thread may be waiting, in C++, for something that never comes.
             os._exit(status)
+
+
+def end_with_stacks(message: str) -> None:
+    """End this process because it, or another, hangs: show where all threads are, and say why."""
+
+    def show() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        _say(f"error: {message}")
+
+    showing = threading.Thread(target=show, daemon=True)
+    showing.start()
+    showing.join(_STACKS_SECONDS)
+    os._exit(RunError.exit_status)
+
+
+def _say(text: str) -> None:
+    """Print a line, if it can be printed."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 _link: _Link | None = None
@@ -107,6 +191,7 @@ def joined(cluster: Cluster | None, settings: dict[str, Any]) -> Iterator[None]:
       UsageError: the port is taken, or settings differ.
       RunError: some process did not come in time (the message says which, or where it was
         awaited).
+      Interrupted: a signal came to another process before all had met.
     """
     if cluster is None:
         yield
@@ -115,19 +200,22 @@ def joined(cluster: Cluster | None, settings: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except (UsageError, RunError) as error:
-        link.fail(str(error), STATUS_USAGE if isinstance(error, UsageError) else STATUS_FAILED)
+        link.fail(str(error), error.exit_status)
         raise
     except Stopped:
         link.finish()
+        raise
+    except KeyboardInterrupt:
+        link.interrupt("SIGINT")
         raise
     except Exception as error:
         # When a process dies, the devices of the others may fail before word of it comes; and it
         # is the word that a user should read.
         time.sleep(_VERDICT_SECONDS)
-        link.fail(f"{type(error).__name__}: {error}", STATUS_FAILED)
+        link.fail(f"{type(error).__name__}: {error}", RunError.exit_status)
         traceback.print_exc()
         # On a usual way out jax would wait for the others.
-        os._exit(STATUS_FAILED)
+        os._exit(RunError.exit_status)
     link.finish()
 
 
@@ -135,14 +223,32 @@ def _join(cluster: Cluster, settings: dict[str, Any]) -> _Link:
     """Meet the other processes, then let jax connect their devices."""
     global _link
     _link = _Link(cluster, meet(cluster, settings))
+    signals.on_interruption(_link.interrupt)
+    # They take seconds to import, and a signal is heard meanwhile.
+    import jax
+
+    from trainer.processes import network
+
+    address = network.own_address([connection.socket for connection in _link.connections])
+    (first, *_) = _link.gather(address)
+    # A process on the host of process 0 reached it over loopback; those on other hosts cannot.
+    network.announce(first if network.is_loopback(address) else address)
+    network.bypass_proxies(cluster.host)
     # Its handler would take SIGTERM from ours (signals.py), which all processes obey together.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         cluster.coordinator_address,
         cluster.num_processes,
         cluster.process_id,
+        local_device_ids=cluster.local_id,
+        cluster_detection_method="deactivate",  # What is to be believed, cluster.py has decided.
         coordinator_bind_address=cluster.coordinator_address if cluster.local else None,
     )
+    return _link
+
+
+def current() -> _Link | None:
+    """Return the link of this process with the others, or None if it trains alone."""
     return _link
 
 

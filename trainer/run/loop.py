@@ -13,7 +13,8 @@ from trainer import processes
 from trainer.checkpoints import clear_the_way, find_newest
 from trainer.config import TrainConfig
 from trainer.errors import Stopped
-from trainer.processes.signals import StopRequest, StopVote
+from trainer.processes.signals import StopRequest
+from trainer.processes.vote import StopVote
 from trainer.run.config_changes import check_names
 from trainer.run.describe import describe
 from trainer.run.job import Job, prepare
@@ -74,7 +75,7 @@ def train(
     check_names(allow_config_change)
     workdir = open_workdir(workdir)
     check_writable(workdir)
-    with claim(workdir) as lock, StopRequest() as stop, pinned():
+    with claim(workdir) as lock, pinned():
         # Everything is decided on the checkpoint that will be taken, and on no other.
         search = find_newest(workdir)
         job = prepare(
@@ -92,7 +93,8 @@ def train(
         note_start(job)
         logger.info("%s", describe(job))
         programs, data, state = start(job)
-        with open_outputs(job, data, lock) as outputs:
+        # Until here a signal ends the command at once: there was nothing to save.
+        with StopRequest() as stop, open_outputs(job, data, lock) as outputs:
             logger.info("first step after %.1f s", time.monotonic() - started)
             _take_steps(job, programs, data, state, outputs, stop)
             outputs.finish()
