@@ -13,7 +13,7 @@ from trainer.schedules.range_analysis import RangeTest, analyze
 RUN = "mnist, mlp, sgd, batches of 128, seed 0: 600 steps"
 
 
-def tested(exponential: bool, diverged: bool, noise: float = 0.02) -> RangeTest:
+def curves_of(exponential: bool, diverged: bool, noise: float) -> RangeTest:
     """Rises between steps 200 and 400, and the accuracy falls at 500."""
     rates = np.geomspace(1e-5, 10, 600) if exponential else np.linspace(0, 1, 600)
     rise = np.clip((np.arange(600) - 200) / 200, 0, 1)
@@ -36,7 +36,7 @@ def words(figure) -> str:
 @pytest.mark.parametrize("exponential", [True, False])
 @pytest.mark.parametrize("diverged", [True, False])
 def test_what_is_drawn(exponential: bool, diverged: bool) -> None:
-    test = tested(exponential, diverged)
+    test = curves_of(exponential, diverged, 0.02)
     found = test.suggestion
     assert found is not None
     figure = range_test_figure(test, exponential, RUN)
@@ -55,7 +55,7 @@ def test_what_is_drawn(exponential: bool, diverged: bool) -> None:
 def test_how_sure_it_is_is_seen_and_said() -> None:
     """A band of two standard errors, and words."""
     for noise, confidence in ((0.02, "clear"), (0.4, "rough")):
-        test = tested(True, False, noise)
+        test = curves_of(True, False, noise)
         assert test.suggestion is not None
         figure = range_test_figure(test, True, RUN)
         assert f": {confidence}, the rise is" in words(figure)
@@ -78,7 +78,7 @@ def test_a_refusal_has_curves_and_its_reason() -> None:
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
-    path = draw_range_test(tested(True, True), True, RUN, epath.Path(tmp_path) / "a.png")
+    path = draw_range_test(curves_of(True, True, 0.02), True, RUN, epath.Path(tmp_path) / "a.png")
     data = Path(path).read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (1500, 1125)
