@@ -34,6 +34,8 @@ def configure(platform: str, num_cpu_devices: int, batch_size: int, num_processe
       batch_size: global batch size; a number that is chosen divides it.
       num_processes: that train together; they share the cores as if all were on this host.
     """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise UsageError("JAX_DISABLE_JIT is set, and the trainer compiles its steps; unset it")
     num_cpu_devices = num_cpu_devices or _choose_num_cpu_devices(batch_size, num_processes)
     # XLA:CPU runs all virtual devices on one thread pool as large as the machine. A collective
     # whose devices do not all find a thread waits for ever; 2 threads a device cured it in every
@@ -88,7 +90,15 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
       UsageError: another platform than asked, fewer devices than asked, or devices that leave
         a process without any.
     """
-    found = jax.default_backend()
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        cause = f"JAX_PLATFORMS={asked}" if asked else f"--platform={platform}"
+        raise UsageError(
+            f"{cause}: jax cannot start its devices ({str(error).splitlines()[0]}); use another "
+            "platform, or install what it needs"
+        ) from error
     if platform not in ("auto", found):
         raise UsageError(
             f"--platform={platform}: jax finds only {found} here; valid: --platform={found} or "

@@ -84,7 +84,7 @@ def test_unshared_workdir_is_refused(start_one_of, tmp_path: pathlib.Path) -> No
     for folder in folders:
         folder.mkdir()
     port = free_port()
-    patch = "from trainer.workdir import claim; claim._SHARED_SECONDS = 0.5"
+    patch = "from trainer.workdir import lock; lock._SHARED_SECONDS = 0.5"
     pair = [
         start_one_of(i, 2, port, *LONG, "--workdir=run", cwd=folders[i], patch=patch)
         for i in range(2)

@@ -17,7 +17,7 @@ def leaf_digests(tree: Any) -> dict[str, str]:
       tree: a pytree of arrays.
 
     Returns:
-      Leaf name, such as "params/Dense_0/kernel", to the SHA-256 of dtype, shape and bytes, in hex.
+      Leaf name, such as "params/conv1/kernel", to the SHA-256 of dtype, shape and bytes, in hex.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {leaf_name(path): _digest(np.asarray(leaf)) for path, leaf in leaves}

@@ -1,15 +1,14 @@
-"""Which checkpoint a run goes on from: the newest that is good, past those that are damaged."""
+"""Which checkpoint a run resumes from: the newest that is good, past those that are damaged."""
 
+import dataclasses
 import logging
-from typing import Any
 
 from etils import epath
 
 from trainer import processes
-from trainer.checkpoints.store import DamagedError, Restored, checkpoints_dir, read_meta, restore
-from trainer.errors import RunError
-from trainer.step.state import TrainState
-from trainer.workdir.storage import is_remote, make_folder
+from trainer.checkpoints.store import DamagedError, Restored, checkpoints_dir, restore
+from trainer.errors import RunError, UsageError
+from trainer.workdir.storage import is_remote, make_folder, open_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -35,72 +34,114 @@ def stored_steps(workdir: epath.PathLike) -> list[int]:
     return sorted((int(name) for name in names), reverse=True)
 
 
-def read_newest_meta(workdir: epath.PathLike) -> tuple[int, dict[str, Any]] | None:
-    """Return step and meta of the newest checkpoint whose meta is intact, or None.
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What was found in a workdir; nothing has been moved.
 
-    Raises:
-      RunError: there are checkpoints, but the meta of none is intact.
+    Attributes:
+      newest: the newest checkpoint that agrees with its digests, or None where there is none.
+      bad: newer ones that do not: the name of the folder to what is wrong, in words.
     """
-    reasons = []
-    for step in stored_steps(workdir):
-        try:
-            return step, read_meta(checkpoints_dir(workdir) / str(step))
-        except DamagedError as error:
-            reasons.append(f"  step {step}: {error}")
-    if reasons:
-        raise _none_is_good(workdir, reasons)
-    return None
+
+    newest: Restored | None
+    bad: dict[str, str]
 
 
-def restore_newest(
-    workdir: epath.PathLike, abstract_state: TrainState, *, set_aside: bool
-) -> Restored | None:
-    """Return the newest checkpoint that agrees with its digests, or None where there is none.
+def find_newest(workdir: epath.PathLike) -> Search:
+    """Return the newest checkpoint of a workdir that is good, read and verified.
 
     All processes of a run call it, and take the same checkpoint: one that all of them can read.
 
     Args:
       workdir: of a run.
-      abstract_state: shapes, dtypes and shardings of the state; any number of devices.
-      set_aside: let the first process move what is damaged, unfinished or foreign into
-        `checkpoints/damaged`, so that the run can save these steps again. Nothing is moved while
-        no good checkpoint is found.
 
     Raises:
-      RunError: there are checkpoints, but none is good; or they have other leaves than the state.
+      RunError: there are checkpoints, but none is good; or one was made by another version of the
+        trainer.
     """
     folder = checkpoints_dir(workdir)
     steps = processes.share(stored_steps(workdir))
     bad: dict[str, str] = {}
-    good: Restored | None = None
+    newest: Restored | None = None
     for step in steps:
-        restored, problem = _try(folder / str(step), step, abstract_state)
+        restored, problem = _try(folder / str(step), step)
         problem = next(filter(None, processes.gather(problem)), None)
         if problem is None:
-            good = restored
+            newest = restored
             break
         bad[str(step)] = f"checkpoint {step} is damaged ({problem})"
-    if steps and good is None:
+    if steps and newest is None:
         raise _none_is_good(workdir, [f"  {reason}" for reason in bad.values()])
-    if not processes.is_first():
-        return good
-    for reason in bad.values():
-        logger.warning("%s", reason)
-    if good is not None and bad:
-        lost = max(int(name) for name in bad) - good.step
-        logger.warning("taking checkpoint %d; %d steps are lost", good.step, lost)
-    if set_aside and folder.exists():
-        for name in [*bad, *_unfinished_or_foreign(folder)]:
+    if processes.is_first():
+        for reason in bad.values():
+            logger.warning("%s", reason)
+        if newest is not None and bad:
+            lost = max(int(name) for name in bad) - newest.step
+            logger.warning("taking checkpoint %d; %d steps are lost", newest.step, lost)
+    return Search(newest, bad)
+
+
+def read_newest(workdir: epath.PathLike) -> Restored:
+    """Return the newest good checkpoint of a workdir, for a command that changes nothing.
+
+    Args:
+      workdir: of a run.
+
+    Raises:
+      UsageError: there is no checkpoint.
+      RunError: see `find_newest`.
+    """
+    workdir = open_workdir(workdir)
+    newest = find_newest(workdir).newest
+    if newest is None:
+        raise UsageError(
+            f"there is no checkpoint in {checkpoints_dir(workdir)}; use a --workdir that "
+            "python -m trainer has trained in"
+        )
+    return newest
+
+
+def read_step(workdir: epath.PathLike, step: int) -> Restored:
+    """Return the checkpoint of a step.
+
+    Args:
+      workdir: of a run.
+      step: updates made.
+
+    Raises:
+      UsageError: there is none of this step.
+      RunError: it is damaged, or another version of the trainer made it.
+    """
+    workdir = open_workdir(workdir)
+    found = stored_steps(workdir)
+    if step not in found:
+        steps = ", ".join(map(str, reversed(found))) or "none"
+        raise UsageError(f"there is no checkpoint {step} in {workdir}; there are: {steps}")
+    restored, problem = _try(checkpoints_dir(workdir) / str(step), step)
+    if restored is None:
+        raise RunError(f"checkpoint {step} is damaged ({problem}); use another one")
+    return restored
+
+
+def clear_the_way(workdir: epath.PathLike, search: Search) -> None:
+    """Move what is damaged, unfinished or foreign into `checkpoints/damaged`; nothing is deleted.
+
+    The run can then save these steps again. For the first process, under the lock of the workdir.
+
+    Args:
+      workdir: of a run.
+      search: what `find_newest` returned.
+    """
+    folder = checkpoints_dir(workdir)
+    if folder.exists():
+        for name in [*search.bad, *_unfinished_or_foreign(folder)]:
             _set_aside(folder / name, damaged_dir(workdir))
-    return good
 
 
-def _try(
-    path: epath.Path, step: int, abstract_state: TrainState
-) -> tuple[Restored | None, str | None]:
+def _try(path: epath.Path, step: int) -> tuple[Restored | None, str | None]:
     """Return the checkpoint, or what is wrong with it."""
     try:
-        return restore(path, step, abstract_state), None
+        return restore(path, step), None
     except DamagedError as error:
         return None, str(error)
 
@@ -136,7 +177,7 @@ def _set_aside(path: epath.Path, damaged: epath.Path) -> None:
 
 
 def _none_is_good(workdir: epath.PathLike, reasons: list[str]) -> RunError:
-    """Return the error that says that a run has checkpoints but cannot go on."""
+    """Return the error that says that a run has checkpoints but cannot resume."""
     text = "\n".join(reasons)
     return RunError(
         f"no checkpoint in {checkpoints_dir(workdir)} can be used:\n{text}\n"

@@ -18,6 +18,9 @@ from trainer.errors import RunError
 from trainer.step.state import TrainState, leaf_name
 from trainer.workdir.storage import absolute, is_outage, is_remote, reason, remedy
 
+# Of what is stored. 1 had networks of flax.linen, whose parameters had other names.
+_FORMAT = 2
+
 
 def checkpoints_dir(workdir: epath.PathLike) -> epath.Path:
     """Return where the checkpoints of a workdir lie, one folder a step."""
@@ -60,7 +63,7 @@ class Checkpointer:
         it. A failure surfaces at `poll`, `wait` or the next save.
 
         Args:
-          state: what `restore` will return.
+          state: whose leaves `restore` will return.
           step: larger than every stored one.
           meta: what JSON can hold.
 
@@ -70,7 +73,11 @@ class Checkpointer:
         host_state = jax.device_get(state)
         _check_finite(host_state, step)
         digests = leaf_digests(host_state)
-        content = meta | {"digests": digests, "digest": json_digest(digests)}
+        content = meta | {
+            "format": _FORMAT,
+            "digests": digests,
+            "digest": json_digest(digests),
+        }
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(host_state),
             meta=ocp.args.JsonSave({"content": content, "sha256": json_digest(content)}),
@@ -126,37 +133,19 @@ class Checkpointer:
             ) from error
 
 
-class NoCheckpointer(Checkpointer):
-    """The checkpointer of a process that writes nothing, because the first one does."""
-
-    def __init__(self) -> None:
-        """Open nothing."""
-
-    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
-        """Leave it to the first process."""
-
-    def poll(self) -> None:
-        """Have nothing to surface."""
-
-    def wait(self) -> None:
-        """Have nothing to wait for."""
-
-    def __exit__(self, *exception: object) -> None:
-        """Have nothing to let go of."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """A checkpoint that was read and agrees with its digests.
 
     Attributes:
       step: updates made.
-      state: as it was saved, bit for bit.
+      leaves: of the state as it was saved, bit for bit: leaf name, such as "params/conv1/kernel",
+        to array on the host.
       meta: as it was given to `save`, with "digests" and "digest".
     """
 
     step: int
-    state: TrainState
+    leaves: dict[str, np.ndarray]
     meta: dict[str, Any]
 
 
@@ -164,41 +153,40 @@ class DamagedError(Exception):
     """A checkpoint is not what was saved; the message says what differs."""
 
 
-def restore(path: epath.Path, step: int, abstract_state: TrainState) -> Restored:
+def restore(path: epath.Path, step: int) -> Restored:
     """Return the checkpoint in a folder, if every bit of it is as it was saved.
 
     Args:
       path: of the folder.
       step: the one that its name says.
-      abstract_state: shapes, dtypes and shardings of the state; any number of devices.
 
     Raises:
       DamagedError: something is not as it was saved.
-      RunError: the checkpoint is intact, but of other leaves than the state; or its bucket does
-        not answer.
+      RunError: its bucket does not answer, or another version has made it.
     """
-    meta = read_meta(path)
+    meta = _read_meta(path)
     if meta["step"] != step:
         raise DamagedError(f"it is that of step {meta['step']}")
-    leaves = jax.tree_util.tree_flatten_with_path(abstract_state)[0]
-    names = {leaf_name(leaf_path) for leaf_path, _ in leaves}
-    other = sorted(names ^ meta["digests"].keys())
-    if other:
-        raise RunError(f"{path} was made by another version: only one side has {other[0]}")
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-    state = _read(path, args).state
-    for name, digest in leaf_digests(state).items():
-        if digest != meta["digests"][name]:
+    state = _read(path, ocp.args.Composite(state=ocp.args.StandardRestore())).state
+    leaves = {
+        leaf_name(leaf_path): np.asarray(leaf)
+        for leaf_path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
+    digests = leaf_digests(leaves)
+    for name in sorted(meta["digests"].keys() | digests.keys()):
+        if name not in digests:
+            raise DamagedError(f"{name} is missing")
+        if digests[name] != meta["digests"].get(name):
             raise DamagedError(f"{name} differs from its digest")
-    return Restored(step, state, meta)
+    return Restored(step, leaves, meta)
 
 
-def read_meta(path: epath.Path) -> dict[str, Any]:
+def _read_meta(path: epath.Path) -> dict[str, Any]:
     """Return the JSON object of the checkpoint in a folder.
 
     Raises:
       DamagedError: it cannot be read or does not agree with its digest.
-      RunError: its bucket does not answer.
+      RunError: its bucket does not answer, or another version has made it.
     """
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
     meta = _read(path, args).meta
@@ -208,6 +196,12 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
         raise DamagedError("meta has other keys") from error
     if json_digest(content) != digest:
         raise DamagedError("meta differs from its digest")
+    if content.get("format", 1) != _FORMAT:
+        version = content.get("versions", {}).get("cyclic-trainer", "another version")
+        raise RunError(
+            f"{path} was made by cyclic-trainer {version}, whose checkpoints have another form; "
+            "finish the run with that version, or start in another --workdir"
+        )
     return content
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from etils import epath
 
 from trainer import devices
-from trainer.config import Plan, TrainConfig
+from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.records import figures
-from trainer.run.job import Job, check_writable, prepare
-from trainer.run.startup import start
+from trainer.run.job import Job, prepare
+from trainer.run.programs import start
+from trainer.schedules import Plan
 from trainer.schedules.range_curves import (
     EXPONENTIAL,
     FEWEST_STEPS,
@@ -29,7 +30,7 @@ from trainer.schedules.range_curves import (
     window_of,
 )
 from trainer.workdir.files import CONFIG_FILE, replace_file
-from trainer.workdir.storage import open_workdir
+from trainer.workdir.storage import check_writable, open_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def find_lr(
     workdir = open_workdir(workdir)
     check_writable(workdir)
     with tempfile.TemporaryDirectory() as empty:
-        job = prepare(_without_cycles(config), empty)
+        job = prepare(_without_cycles(config), epath.Path(empty))
     window = window_of(num_steps)
     rates = ramp(lr_start, lr_end, num_steps, kind)
     logger.info(
@@ -190,7 +191,7 @@ def _measure(
 ) -> tuple[list[float], list[float], list[float]]:
     """Train while the rate rises; return rates, losses and accuracies until the loss diverges."""
     job = dataclasses.replace(job, schedule=lambda step: jnp.asarray(rates)[step])
-    programs, data, state = start(job, None)
+    programs, data, state = start(job)
     pending, measured = [], []
     for step in range(len(rates)):
         if step % job.plan.steps_per_epoch == 0:

@@ -2,25 +2,16 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
 from trainer import devices
-from trainer.checkpoints.recovery import read_newest_meta, restore_newest
-from trainer.checkpoints.store import Restored, checkpoints_dir
+from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
 from trainer.datasets import load
-from trainer.errors import UsageError
-from trainer.records.metrics import mean_metrics
-from trainer.schedules.positions import position_at
-from trainer.step.evaluation import create_evaluate
-from trainer.step.networks import create_model
-from trainer.step.optimizers import create_optimizer
-from trainer.step.state import abstract_train_state, train_state_init
-from trainer.step.train_step import place_examples
-from trainer.workdir.storage import open_workdir
+from trainer.run.stored import load_checkpoint
+from trainer.schedules import create_plan
+from trainer.step import create_evaluate, mean_metrics, place_examples
 
 _SHOWN = (
     "learning_rate",
@@ -50,13 +41,10 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
       UsageError: there is no checkpoint.
       RunError: no checkpoint is good.
     """
-    restored, _ = restore_model(workdir, devices.create_mesh("auto", 1))
+    restored = read_newest(workdir)
     meta = restored.meta
     config = TrainConfig.from_stored(meta["config"])
-    assert config.steps_per_cycle is not None  # What is stored is resolved.
-    position = position_at(
-        restored.step, meta["steps_per_epoch"], config.steps_per_cycle, config.cycle_up_fraction
-    )
+    position = create_plan(config, meta["inputs"]["num_train"]).position(restored.step)
     return {
         "step": restored.step,
         "epoch": position.epoch,
@@ -64,6 +52,33 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
         "cycle_step": position.cycle_step,
         **{name: meta[name] for name in _SHOWN},
     }
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return what `inspect` found in ten lines for a terminal."""
+    config = found["config"]
+    history = "; ".join(
+        f"at step {change['step']}: "
+        + ", ".join(f"{name} {old} -> {new}" for name, (old, new) in change["changes"].items())
+        for change in found["config_history"]
+    )
+    made_with = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "optax"))
+    rows = {
+        "step": f"{found['step']:,} of {config['num_steps']:,}",
+        "place": f"epoch {found['epoch'] + 1}, cycle {found['cycle'] + 1}, step "
+        f"{found['cycle_step']} of {config['steps_per_cycle']} of the cycle",
+        "next rate": f"{found['learning_rate']:.6g} (bits {found['learning_rate_bits']['next']})",
+        "schedule": f"{config['lr_schedule']}, {config['lr_min']:g} to {config['lr_max']:g}",
+        "model": f"{config['model']} on {config['dataset']}, {config['optimizer']}, batches of "
+        f"{config['batch_size']}, seed {config['seed']}",
+        "reduction": f"{config['reduction']}, on {found['num_devices']} devices of "
+        f"{found['num_processes']} processes",
+        "changed": history or "nothing",
+        "made with": made_with,
+        "state": f"{len(found['digests'])} leaves, digest {found['digest'][:16]}...",
+        "all of it": "python -m trainer inspect --json",
+    }
+    return "\n".join(f"{name:10} {text}" for name, text in rows.items())
 
 
 def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
@@ -81,45 +96,15 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
       RunError: the data are damaged, or no checkpoint is good.
     """
     mesh = devices.create_mesh(given.platform, given.num_devices)
-    restored, model = restore_model(workdir, mesh)
-    config, inputs = restored.meta["config"], restored.meta["inputs"]
-    dataset = load(config["dataset"], given.data_dir)
-    examples = place_examples(
-        dataset.test_images,
-        dataset.test_labels,
-        inputs["mean"],
-        inputs["std"],
-        devices.replicated(mesh),
+    everywhere = devices.replicated(mesh)
+    checkpoint = load_checkpoint(workdir)
+    inputs = checkpoint.inputs
+    dataset = load(checkpoint.config.dataset, given.data_dir or checkpoint.config.data_dir)
+    images, labels = dataset.test_images, dataset.test_labels
+    examples = place_examples(images, labels, inputs["mean"], inputs["std"], everywhere)
+    params, statistics = jax.tree.map(
+        lambda leaf: devices.place(leaf, everywhere), (checkpoint.params, checkpoint.statistics)
     )
-    params = restored.state.params
-    sums = create_evaluate(model, mesh, params, examples)(params, examples)
-    return {"step": restored.step, **mean_metrics(jax.device_get(sums))}
-
-
-def restore_model(workdir: epath.PathLike, mesh: Mesh) -> tuple[Restored, nn.Module]:
-    """Return the newest good checkpoint, on every device of the mesh, and its network.
-
-    Args:
-      workdir: of a run.
-      mesh: the devices, any number.
-
-    Raises:
-      UsageError: there is no checkpoint.
-      RunError: no checkpoint is good.
-    """
-    workdir = open_workdir(workdir)
-    newest = read_newest_meta(workdir)
-    if newest is None:
-        raise UsageError(
-            f"there is no checkpoint in {checkpoints_dir(workdir)}; valid: a --workdir that "
-            "python -m trainer has trained in"
-        )
-    _, meta = newest
-    config, inputs = TrainConfig.from_stored(meta["config"]), meta["inputs"]
-    model = create_model(config.model, inputs["num_classes"], config.compute_dtype)
-    tx = create_optimizer(config.optimizer, config.momentum, config.nesterov, config.weight_decay)
-    init = train_state_init(model, tx, config.seed, tuple(inputs["image_shape"]))
-    abstract = abstract_train_state(init, devices.replicated(mesh))
-    restored = restore_newest(workdir, abstract, set_aside=False)
-    assert restored is not None  # There is one whose meta is intact.
-    return restored, model
+    run = create_evaluate(checkpoint.network, mesh, params, statistics, examples)
+    sums = jax.device_get(run(params, statistics, examples))
+    return {"step": checkpoint.step, **mean_metrics(sums)}

@@ -1,4 +1,4 @@
-"""Proof on the user's machine that a run that stops and goes on is the run that never stopped."""
+"""Proof on the user's machine that a run that stops and resumes is the run that never stopped."""
 
 import dataclasses
 import json
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from trainer import devices
 from trainer.commands.inspection import inspect
-from trainer.config import Plan, TrainConfig
+from trainer.config import TrainConfig
+from trainer.errors import Interrupted, Stopped
 from trainer.run.job import Job, prepare
 from trainer.run.loop import train
 from trainer.run.programs import create_epoch_batches
-from trainer.schedules.tables import rise_and_fall
+from trainer.schedules import Plan
 from trainer.step.batches import epoch_batches
 from trainer.step.reductions import TREE
 from trainer.workdir.files import METRICS_FILE
@@ -58,13 +60,14 @@ def verify_resume(config: TrainConfig, device_counts: Sequence[int]) -> list[Com
 
     Raises:
       UsageError, RunError: see `loop.train`.
+      Interrupted: a signal came.
     """
     with tempfile.TemporaryDirectory() as folder:
         unbroken, broken = Path(folder, "unbroken"), Path(folder, "broken")
         jobs = [_prepare(config, count, unbroken) for count in device_counts]
         plan = jobs[0].plan
         asked_steps = config.asked_steps(plan.steps_per_cycle)
-        points = stops(plan, config.cycle_up_fraction, asked_steps)
+        points = stops(plan, asked_steps)
         num_steps = asked_steps or max(points) + 2
         logger.info("unbroken: %d steps on %s", num_steps, devices.describe(jobs[0].mesh))
         _train(config, num_steps, device_counts[0], unbroken)
@@ -76,15 +79,14 @@ def verify_resume(config: TrainConfig, device_counts: Sequence[int]) -> list[Com
         return list(_compare(unbroken, broken, jobs, num_steps, promised))
 
 
-def stops(plan: Plan, cycle_up_fraction: float, num_steps: int | None) -> dict[int, str]:
+def stops(plan: Plan, num_steps: int | None) -> dict[int, str]:
     """Return the steps to stop at, in order, and what is telling about each.
 
     Args:
       plan: of the run.
-      cycle_up_fraction: of the run.
       num_steps: the length that the user asked for, or None.
     """
-    top, _ = rise_and_fall(plan.steps_per_cycle, cycle_up_fraction)
+    top = plan.top
     found = {
         plan.steps_per_epoch: "at the end of an epoch",
         top // 2: "in mid-cycle, rising",
@@ -119,12 +121,12 @@ def kept(comparisons: Sequence[Comparison]) -> bool:
 
 def _prepare(config: TrainConfig, num_devices: int, workdir: Path) -> Job:
     """Return the job on some devices."""
-    return prepare(dataclasses.replace(config, num_devices=num_devices), workdir)
+    return prepare(dataclasses.replace(config, num_devices=num_devices), epath.Path(workdir))
 
 
 def _train(config: TrainConfig, num_steps: int, num_devices: int, workdir: Path) -> None:
     """Train up to a step, without telling about it."""
-    loud = logging.getLogger("trainer.run.loop"), logging.getLogger("trainer.records.metrics")
+    loud = logging.getLogger("trainer.run"), logging.getLogger("trainer.records")
     levels = [each.level for each in loud]
     try:
         for each in loud:
@@ -132,6 +134,10 @@ def _train(config: TrainConfig, num_steps: int, num_devices: int, workdir: Path)
         config = dataclasses.replace(config, num_steps=num_steps, num_cycles=None)
         config = dataclasses.replace(config, tensorboard=False, report=False)
         train(dataclasses.replace(config, num_devices=num_devices), workdir)
+    except Stopped as stopped:
+        raise Interrupted(
+            "interrupted: nothing was proven and nothing is kept; run the same command again"
+        ) from stopped
     finally:
         for each, level in zip(loud, levels, strict=True):
             each.setLevel(level)

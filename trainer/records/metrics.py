@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from trainer.config import Plan, TrainConfig
+from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.records.progress import Progress, test_values
 from trainer.records.tensorboard import TensorBoard
-from trainer.schedules.positions import position_at
-from trainer.step.train_step import Metrics
+from trainer.schedules import Plan
+from trainer.step import Metrics, mean_metrics
 from trainer.workdir.files import METRICS_FILE
 from trainer.workdir.storage import LocalFiles, remedy, write_whole
 
@@ -154,50 +154,13 @@ class Records:
     def _check_finite(self, record: dict[str, Any]) -> None:
         """Stop the run at the first loss that is no number; it is not written down."""
         if not math.isfinite(record["loss"]):
-            plan, up = self._plan, self._config.cycle_up_fraction
-            at = position_at(record["step"], plan.steps_per_epoch, plan.steps_per_cycle, up)
+            at = self._plan.position(record["step"])
             raise RunError(
                 f"the loss is {record['loss']} at {at}, learning rate "
                 f"{record['learning_rate']:.4g}; nothing was saved since, older checkpoints are "
-                "intact; try a lower --lr_max in another --workdir, or go on from the newest "
+                "intact; try a lower --lr_max in another --workdir, or resume from the newest "
                 "checkpoint with a lower --lr_max and --allow_config_change=lr_max"
             )
-
-
-class NoRecords(Records):
-    """The records of a process that writes nothing, because the first one does."""
-
-    def __init__(self) -> None:
-        """Open nothing."""
-        self.folder = epath.Path()
-        self.last_test = None
-        self.last_learning_rate = float("nan")
-
-    def train(self, step: int, count: int, metrics: Metrics) -> None:
-        """Leave it to the first process."""
-
-    def test(self, step: int, sums: Metrics) -> None:
-        """Leave it to the first process."""
-
-    def flush(self) -> None:
-        """Have nothing to write."""
-
-    def summary(self) -> str:
-        """Have nothing to say."""
-        return ""
-
-    def __exit__(self, *exception: object) -> None:
-        """Have nothing to close."""
-
-
-def mean_metrics(sums: Metrics) -> dict[str, Any]:
-    """Return loss and accuracy (a fraction) over the examples that an evaluation counted."""
-    examples = int(sums["examples"])
-    return {
-        "loss": float(sums["loss"]) / examples,
-        "accuracy": int(sums["correct"]) / examples,
-        "examples": examples,
-    }
 
 
 def _rewind(path: epath.Path, first_step: int) -> None:

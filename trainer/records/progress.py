@@ -7,7 +7,8 @@ from typing import Any
 
 import tqdm
 
-from trainer.config import Plan, TrainConfig
+from trainer.config import TrainConfig
+from trainer.schedules import Plan
 
 logger = logging.getLogger(__name__)
 

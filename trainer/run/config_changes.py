@@ -7,21 +7,42 @@ import numpy as np
 
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.schedules.cyclical import create_schedule
+from trainer.schedules import create_schedule
 
 # A state made with other values of these has other leaves.
 _FIXED = ("model", "optimizer", "dataset")
 
 
+def check_names(allowed: Collection[str]) -> None:
+    """Refuse names that are no fields, or of fields that cannot change within a run.
+
+    Args:
+      allowed: names of fields that the user lets differ.
+
+    Raises:
+      UsageError: a name is not one of those that may be allowed.
+    """
+    offered = [name for name in TrainConfig.trajectory_fields() if name not in _FIXED]
+    for name in allowed:
+        if name in _FIXED:
+            reason = "it cannot change within a run, whose state has other arrays then; use another"
+            raise UsageError(f"--allow_config_change={name}: {reason} --workdir")
+        if name not in offered:
+            raise UsageError(
+                f"--allow_config_change={name}: no such field, or one that may always change; use "
+                f"names out of {', '.join(offered)}"
+            )
+
+
 def check_config_change(
-    stored: dict[str, Any], given: TrainConfig, step: int, allowed: Collection[str], workdir: object
+    stored: TrainConfig, given: TrainConfig, step: int, allowed: Collection[str], workdir: object
 ) -> dict[str, list[Any]]:
-    """Compare the configuration of a run with the one given to go on with.
+    """Compare the configuration of a run with the one given to continue with.
 
     Fields that change nothing about the parameters (length, records, devices) may always differ.
 
     Args:
-      stored: the configuration in the checkpoint; one of an older version may lack fields.
+      stored: the configuration in the checkpoint.
       given: the configuration now, resolved.
       step: the checkpoint's step.
       allowed: names of fields that the user lets differ.
@@ -32,21 +53,13 @@ def check_config_change(
 
     Raises:
       UsageError: other fields differ; the message is a table of them and of the learning rates.
-      RunError: a newer version has stored fields that this one does not know.
     """
-    trajectory = TrainConfig.trajectory_fields()
-    unknown = sorted(set(allowed) - set(trajectory))
-    if unknown:
-        raise UsageError(
-            f"--allow_config_change={unknown[0]}: no such field, or one that may always change; "
-            f"valid: names out of {', '.join(trajectory)}"
-        )
-    before = TrainConfig.from_stored(stored)
-    pairs = {name: [getattr(before, name), getattr(given, name)] for name in trajectory}
+    names = TrainConfig.trajectory_fields()
+    pairs = {name: [getattr(stored, name), getattr(given, name)] for name in names}
     changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     refused = [name for name in changes if name not in allowed or name in _FIXED]
     if refused:
-        raise UsageError(_table(before, given, changes, refused, step, workdir))
+        raise UsageError(_table(stored, given, changes, refused, step, workdir))
     return changes
 
 
@@ -73,23 +86,15 @@ def _table(
     allow = (
         ""
         if fixed
-        else f"; or --allow_config_change={','.join(changes)} to go on with the given values"
+        else f"; or --allow_config_change={','.join(changes)} to continue with the given values"
     )
     return (
         f"--workdir={workdir} holds a run at step {step} that was made with other values:\n"
-        f"{table}\nvalid: the stored values; or another --workdir{allow}"
+        f"{table}\nuse the stored values; or another --workdir{allow}"
     )
 
 
 def _rates(config: TrainConfig, step: int) -> np.ndarray:
     """Return the learning rates of one cycle from `step` on."""
     assert config.steps_per_cycle is not None  # Both are resolved.
-    schedule = create_schedule(
-        config.lr_schedule,
-        config.lr_min,
-        config.lr_max,
-        config.steps_per_cycle,
-        config.lr_gamma,
-        config.cycle_up_fraction,
-    )
-    return np.asarray(schedule(step + np.arange(config.steps_per_cycle)))
+    return np.asarray(create_schedule(config)(step + np.arange(config.steps_per_cycle)))

@@ -3,9 +3,8 @@
 import numpy as np
 import optax
 
-from trainer.config import Plan, TrainConfig
-from trainer.schedules.cyclical import CONSTANT
-from trainer.schedules.tables import rise_and_fall
+from trainer.config import CONSTANT, TrainConfig
+from trainer.schedules import Plan
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -21,9 +20,9 @@ def mid_cycle_warning(config: TrainConfig, plan: Plan) -> str | None:
     if config.lr_schedule == CONSTANT or rest == 0:
         return None
     whole = " or ".join(
-        f"--num_steps={count * plan.steps_per_cycle} ({_count(count, 'cycle')})"
-        for count in (cycles, cycles + 1)
-        if count > 0
+        f"--num_steps={number * plan.steps_per_cycle} ({count(number, 'cycle')})"
+        for number in (cycles, cycles + 1)
+        if number > 0
     )
     return (
         f"the run ends in mid-cycle, after {rest} of the {plan.steps_per_cycle} steps of cycle "
@@ -93,11 +92,10 @@ def _columns(config: TrainConfig, plan: Plan, width: int) -> tuple[np.ndarray, s
         return columns * cycle // per_cycle, f"{cycle / per_cycle:.3g} steps"
     cycles = -(-num_steps // cycle)
     cycles_a_column = -(-cycles // width)
-    top, _ = rise_and_fall(cycle, config.cycle_up_fraction)
-    peaks = np.arange(0, cycles, cycles_a_column) * cycle + top
-    return np.minimum(peaks, num_steps - 1), f"{_count(cycles_a_column, 'cycle')}, the highest rate"
+    peaks = np.arange(0, cycles, cycles_a_column) * cycle + plan.top
+    return np.minimum(peaks, num_steps - 1), f"{count(cycles_a_column, 'cycle')}, the highest rate"
 
 
-def _count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 step" or "20 steps"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

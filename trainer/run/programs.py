@@ -1,27 +1,33 @@
-"""The programs of a run, compiled before it starts, from shapes alone."""
+"""From a job to programs, data and state on the devices; data are read while XLA compiles."""
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from trainer import devices
+from trainer.datasets import Dataset
 from trainer.run.job import Job
-from trainer.step.batches import epoch_batches
-from trainer.step.evaluation import create_evaluate
-from trainer.step.replicas import create_replica_check
-from trainer.step.state import TrainState
-from trainer.step.train_step import (
+from trainer.run.resume import resumed_state
+from trainer.step import (
     Examples,
     Metrics,
+    TrainState,
     abstract_examples,
+    create_evaluate,
+    create_replica_check,
+    create_train_state,
     create_train_step,
     create_train_steps,
+    epoch_batches,
+    place_examples,
 )
+
+TrainSteps = Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,26 +36,49 @@ class Programs:
 
     Attributes:
       train_steps: (state, examples, batches, count) -> (state, metrics); see
-        `steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
+        `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
       epoch_batches: see `create_epoch_batches`.
-      evaluate: see `evaluation.create_evaluate`.
+      evaluate: see `eval_step.create_evaluate`.
       check_replicas: see `replicas.create_replica_check`.
     """
 
-    train_steps: Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]
+    train_steps: TrainSteps
     epoch_batches: Callable[[jax.Array], jax.Array]
-    evaluate: Callable[[optax.Params, Examples], Metrics]
+    evaluate: Callable[..., Metrics]
     check_replicas: Callable[[TrainState], None]
 
 
-def compile_programs(job: Job, state: TrainState) -> Programs:
-    """Compile the programs of a run; no data are needed.
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Both splits on the devices, and what a checkpoint must know of the inputs."""
+
+    train: Examples
+    test: Examples
+    inputs: dict[str, Any]
+
+
+def start(job: Job) -> tuple[Programs, Data, TrainState]:
+    """Return the compiled programs, the data and the first state.
 
     Args:
       job: the run.
-      state: shapes, dtypes and shardings of its state.
+
+    Raises:
+      RunError: the data are damaged, or the checkpoint has other leaves than the state.
     """
-    source, plan = job.source, job.plan
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(job.source.read)
+        programs = compile_programs(job)
+        if job.restored:
+            state = resumed_state(job, job.restored)
+        else:
+            state = create_train_state(job.init, devices.replicated(job.mesh))
+        return programs, _place(job, reading.result()), state
+
+
+def compile_programs(job: Job) -> Programs:
+    """Compile the programs of a run from shapes alone; no data are needed."""
+    source, plan, state = job.source, job.plan, job.abstract_state
     train, test = (
         abstract_examples(num_examples, source.image_shape, devices.replicated(job.mesh))
         for num_examples in (source.num_train, source.num_test)
@@ -59,28 +88,28 @@ def compile_programs(job: Job, state: TrainState) -> Programs:
         jnp.int32,
         sharding=devices.sharded(job.mesh, axis=1),
     )
-    train_step = create_train_step(
-        job.model,
-        job.tx,
-        job.schedule,
-        job.mesh,
-        job.config.reduction,
-        job.config.gradient_shards,
-        job.momentum_schedule,
-    )
     return Programs(
-        train_steps=_compile_steps(job, train_step, state, train, batches),
+        train_steps=_compile_steps(job, state, train, batches),
         epoch_batches=create_epoch_batches(job).lower(state.step).compile(),
-        evaluate=create_evaluate(job.model, job.mesh, state.params, test),
+        evaluate=create_evaluate(job.network, job.mesh, state.params, state.statistics, test),
         check_replicas=create_replica_check(job.mesh, state),
     )
 
 
-def _compile_steps(
-    job: Job, train_step: Any, state: TrainState, train: Examples, batches: Any
-) -> Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]:
+def _compile_steps(job: Job, state: TrainState, train: Examples, batches: Any) -> TrainSteps:
     """Return the compiled function that takes some steps; a step on its own needs no loop."""
-    most = job.config.steps_per_call
+    config = job.config
+    train_step: Any = create_train_step(
+        job.network,
+        job.tx,
+        job.schedule,
+        job.mesh,
+        seed=config.seed,
+        reduction=config.reduction,
+        gradient_shards=config.gradient_shards,
+        momentum_schedule=job.momentum_schedule,
+    )
+    most = config.steps_per_call
     if most == 1:
         one = train_step.lower(state, train, batches).compile()
         return lambda state, train, batches, count: one(state, train, batches)
@@ -105,3 +134,22 @@ def create_epoch_batches(job: Job) -> jax.stages.Wrapped:
         return epoch_batches(job.config.seed, epoch, job.source.num_train, job.config.batch_size)
 
     return jax.jit(at, out_shardings=devices.sharded(job.mesh, axis=1))
+
+
+def _place(job: Job, dataset: Dataset) -> Data:
+    """Put both splits whole on every device."""
+    mean, std = 0.0, 1.0
+    if job.config.standardize:
+        mean, std = dataset.pixel_mean, dataset.pixel_std
+    sharding = devices.replicated(job.mesh)
+    train = place_examples(dataset.train_images, dataset.train_labels, mean, std, sharding)
+    test = place_examples(dataset.test_images, dataset.test_labels, mean, std, sharding)
+    inputs = {
+        "image_shape": list(job.source.image_shape),
+        "num_classes": dataset.num_classes,
+        "num_train": job.source.num_train,
+        "num_test": job.source.num_test,
+        "mean": mean,
+        "std": std,
+    }
+    return Data(train, test, inputs)

@@ -1,65 +1,44 @@
-"""What a checkpoint says of a run, and how the run goes on from it."""
+"""What a checkpoint says of a run, and what must still be true when the run resumes from it."""
 
 import dataclasses
 import functools
+import logging
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import optax
 
-from trainer import devices
-from trainer.checkpoints.digests import float_bits
-from trainer.checkpoints.recovery import restore_newest
-from trainer.checkpoints.store import Restored
+from trainer import processes
+from trainer.checkpoints import Restored, float_bits
+from trainer.devices import place
 from trainer.errors import RunError
-from trainer.run.job import Job
-from trainer.step.state import abstract_train_state, train_state_init
+from trainer.step import TrainState, match_leaves
+
+if TYPE_CHECKING:
+    from trainer.run.job import Job
+
+logger = logging.getLogger(__name__)
 
 _RECORDED_PACKAGES = ("cyclic-trainer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-
-
-def restore(job: Job) -> Restored | None:
-    """Return the newest good checkpoint, or None where there is none.
-
-    Its next learning rate is the very one that the run would have had, unless the user changed it.
-
-    Args:
-      job: the run.
-
-    Raises:
-      RunError: no checkpoint is good, or the next learning rate is another.
-    """
-    init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
-    abstract = abstract_train_state(init, devices.replicated(job.mesh))
-    restored = restore_newest(job.workdir, abstract, set_aside=True)
-    if restored is None:
-        return None
-    rate = job.schedule(restored.step)
-    changed = job.config_history and job.config_history[-1]["step"] >= restored.step
-    if not changed and float_bits(rate) != restored.meta["learning_rate_bits"]["next"]:
-        raise RunError(
-            f"checkpoint {restored.step} says that the next learning rate is "
-            f"{restored.meta['learning_rate']}, the schedule says {float(rate)}: another version "
-            "of the trainer made it; go on with that version, or start in another --workdir"
-        )
-    return restored
+# Other versions of these may compile a step to other bits.
+_PACKAGES_OF_BITS = ("jax", "jaxlib", "flax", "optax")
 
 
 def checkpoint_meta(
-    job: Job, inputs: dict[str, Any], step: int, last_learning_rate: float
+    job: "Job", inputs: dict[str, Any], step: int, last_learning_rate: float
 ) -> dict[str, Any]:
     """Return what a checkpoint stores beside the state, as JSON can hold it.
 
     Args:
       job: the run.
-      inputs: shape, classes and pixel statistics of its examples.
+      inputs: what is known of its examples: shape, classes, sizes, pixel statistics.
       step: updates made.
       last_learning_rate: the one applied by the last of them.
     """
     learning_rate = job.schedule(step)
     return {
         "step": step,
-        "steps_per_epoch": job.plan.steps_per_epoch,
         "learning_rate": float(learning_rate),
         "learning_rate_bits": {
             "last": float_bits(last_learning_rate),
@@ -72,6 +51,55 @@ def checkpoint_meta(
         "num_processes": jax.process_count(),
         "versions": _versions(),
     }
+
+
+def check_next_rate(restored: Restored, schedule: optax.Schedule) -> None:
+    """Compare the bits of the next learning rate with those that the checkpoint promises.
+
+    Args:
+      restored: the checkpoint.
+      schedule: of the configuration that the checkpoint stores.
+
+    Raises:
+      RunError: they differ.
+    """
+    rate = schedule(restored.step)
+    if float_bits(rate) != restored.meta["learning_rate_bits"]["next"]:
+        raise RunError(
+            f"checkpoint {restored.step} says that the next learning rate is "
+            f"{restored.meta['learning_rate']}, the schedule says {float(rate)}: another version "
+            "of the trainer made it; continue with that version, or start in another --workdir"
+        )
+
+
+def check_environment(restored: Restored) -> None:
+    """Say it if libraries have changed since the checkpoint: the bits may be others from here."""
+    before, now = restored.meta["versions"], _versions()
+    changed = [
+        f"{name} {before[name]}, now {now[name]}"
+        for name in _PACKAGES_OF_BITS
+        if name in before and before[name] != now[name]
+    ]
+    if changed and processes.is_first():
+        logger.warning(
+            "checkpoint %d was made with %s: the last bits may differ from here on",
+            *(restored.step, ", ".join(changed)),
+        )
+
+
+def resumed_state(job: "Job", restored: Restored) -> TrainState:
+    """Return the state of a checkpoint on the devices of the run.
+
+    Raises:
+      RunError: its leaves are not those of the run's state.
+    """
+    try:
+        state = match_leaves(job.abstract_state, restored.leaves)
+    except ValueError as error:
+        raise RunError(
+            f"checkpoint {restored.step} does not fit the run: {error}; start in another --workdir"
+        ) from error
+    return jax.tree.map(lambda leaf, to: place(leaf, to.sharding), state, job.abstract_state)
 
 
 @functools.cache

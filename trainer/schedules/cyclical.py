@@ -6,9 +6,18 @@ from collections.abc import Callable
 import numpy as np
 import optax
 
+from trainer.config.options import (
+    EXP_RANGE,
+    EXP_RANGE_BOUNDARIES,
+    FRACTION,
+    GAMMA,
+    LEARNING_RATE,
+    STEPS_PER_CYCLE,
+    TRIANGULAR,
+    TRIANGULAR2,
+    Range,
+)
 from trainer.schedules.tables import decaying, periodic, triangle
-
-CONSTANT = "constant"
 
 
 def create_triangular_schedule(
@@ -201,40 +210,6 @@ def create_constant_schedule(learning_rate: float) -> optax.Schedule:
     return periodic(np.full(1, learning_rate, np.float64))
 
 
-def create_schedule(
-    name: str,
-    lr_min: float,
-    lr_max: float,
-    steps_per_cycle: int,
-    lr_gamma: float,
-    cycle_up_fraction: float,
-) -> optax.Schedule:
-    """Return the learning rate by the name of its schedule.
-
-    Args:
-      name: "triangular", "triangular2", "exp_range", "exp_range_boundaries", or "constant", which
-        is `lr_max` at every step.
-      lr_min: see `create_triangular_schedule`.
-      lr_max: see `create_triangular_schedule`.
-      steps_per_cycle: see `create_triangular_schedule`.
-      lr_gamma: of exp_range and exp_range_boundaries.
-      cycle_up_fraction: see `create_triangular_schedule`.
-
-    Raises:
-      KeyError: no schedule has that name.
-      ValueError: an argument is out of its range.
-    """
-    rates, up = (lr_min, lr_max, steps_per_cycle), cycle_up_fraction
-    create: dict[str, Callable[[], optax.Schedule]] = {
-        "triangular": lambda: create_triangular_schedule(*rates, up),
-        "triangular2": lambda: create_triangular2_schedule(*rates, up),
-        "exp_range": lambda: create_exp_range_schedule(*rates, lr_gamma, up),
-        "exp_range_boundaries": lambda: create_exp_range_boundaries_schedule(*rates, lr_gamma, up),
-        CONSTANT: lambda: create_constant_schedule(lr_max),
-    }
-    return create[name]()
-
-
 def create_momentum_schedule(
     name: str,
     momentum_min: float,
@@ -275,21 +250,19 @@ def create_momentum_schedule(
       torch.optim.lr_scheduler.CyclicLR, cycle_momentum; Smith, A disciplined approach to neural
       network hyper-parameters, 2018, section 4.3 (https://arxiv.org/abs/1803.09820).
     """
-    if not 0 <= momentum_min <= momentum_max < 1:
-        raise ValueError(
-            f"momentum_min={momentum_min} and momentum_max={momentum_max} must satisfy "
-            "0 <= momentum_min <= momentum_max < 1"
-        )
+    _check("momentum_min", momentum_min, FRACTION)
+    _check("momentum_max", momentum_max, FRACTION)
+    if momentum_min > momentum_max:
+        raise ValueError(f"momentum_min={momentum_min} must be <= momentum_max={momentum_max}")
     _check_cycle(steps_per_cycle, cycle_up_fraction)
     cycle = steps_per_cycle, cycle_up_fraction
-    if name == "triangular":
-        return periodic(triangle(momentum_max, momentum_min, *cycle))
     height = triangle(0.0, momentum_min - momentum_max, *cycle)
     create: dict[str, Callable[[], optax.Schedule]] = {
-        "triangular2": lambda: decaying(momentum_max, height, -1.0),
-        "exp_range": lambda: _declining(momentum_max, height, _check_gamma(lr_gamma)),
+        TRIANGULAR: lambda: periodic(triangle(momentum_max, momentum_min, *cycle)),
+        TRIANGULAR2: lambda: decaying(momentum_max, height, -1.0),
+        EXP_RANGE: lambda: _declining(momentum_max, height, _check_gamma(lr_gamma)),
     }
-    create["exp_range_boundaries"] = create["exp_range"]
+    create[EXP_RANGE_BOUNDARIES] = create[EXP_RANGE]
     return create[name]()
 
 
@@ -301,33 +274,28 @@ def _declining(valley: float, height: np.ndarray, log2_gamma: float) -> optax.Sc
 
 def _check_rates(lr_min: float, lr_max: float) -> tuple[float, float]:
     """Return both rates as floats, or raise a ValueError that names them."""
-    for name, value in (("lr_min", lr_min), ("lr_max", lr_max)):
-        if not _is_number(value) or not math.isfinite(value):
-            raise ValueError(f"{name}={value!r} must be a finite number")
-    if not 0 <= lr_min <= lr_max <= float(np.finfo(np.float32).max):
-        raise ValueError(
-            f"lr_min={lr_min} and lr_max={lr_max} must satisfy 0 <= lr_min <= lr_max < 3.4e38"
-        )
+    _check("lr_min", lr_min, LEARNING_RATE)
+    _check("lr_max", lr_max, LEARNING_RATE)
+    if lr_min > lr_max:
+        raise ValueError(f"lr_min={lr_min} must be <= lr_max={lr_max}")
     return float(lr_min), float(lr_max)
 
 
 def _check_cycle(steps_per_cycle: int, cycle_up_fraction: float) -> None:
     """Raise a ValueError that names what makes no cycle."""
-    if not isinstance(steps_per_cycle, (int, np.integer)) or steps_per_cycle < 2:
-        raise ValueError(f"steps_per_cycle={steps_per_cycle!r} must be a whole number >= 2")
-    if not _is_number(cycle_up_fraction) or not 0 <= cycle_up_fraction < 1:
-        raise ValueError(
-            f"cycle_up_fraction={cycle_up_fraction!r} must satisfy 0 <= cycle_up_fraction < 1"
-        )
+    if not isinstance(steps_per_cycle, (int, np.integer)):
+        raise ValueError(f"steps_per_cycle={steps_per_cycle!r} must be a whole number")
+    _check("steps_per_cycle", steps_per_cycle, STEPS_PER_CYCLE)
+    _check("cycle_up_fraction", cycle_up_fraction, FRACTION)
 
 
 def _check_gamma(lr_gamma: float) -> float:
     """Return log2(gamma), or raise a ValueError that names it."""
-    if not _is_number(lr_gamma) or not 0 < lr_gamma <= 1:
-        raise ValueError(f"lr_gamma={lr_gamma!r} must satisfy 0 < lr_gamma <= 1")
+    _check("lr_gamma", lr_gamma, GAMMA)
     return math.log2(lr_gamma)
 
 
-def _is_number(value: object) -> bool:
-    """Return whether a value is a plain real number."""
-    return isinstance(value, (int, float, np.number))
+def _check(name: str, value: object, valid: Range) -> None:
+    """Raise a ValueError if an argument is no plain number in its range."""
+    if not isinstance(value, (int, float, np.number)) or value not in valid:
+        raise ValueError(f"{name}={value!r} must be a number with {valid.describe(name)}")

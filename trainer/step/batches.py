@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.step.randomness import root_key
+
 
 def epoch_batches(
     seed: int, epoch: jax.typing.ArrayLike, num_examples: int, batch_size: int
@@ -23,8 +25,8 @@ def epoch_batches(
     Returns:
       int32[num_examples // batch_size, batch_size], indices into the training split.
     """
-    # The generator is named, so that no setting of the user's changes the order of the data.
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), epoch)
+    # Its own generator: no setting of the user's changes the order of the data.
+    key = jax.random.fold_in(root_key(seed), epoch)
     order = jax.random.permutation(key, num_examples).astype(jnp.int32)
     return order[: num_examples - num_examples % batch_size].reshape(-1, batch_size)
 

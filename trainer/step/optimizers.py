@@ -28,11 +28,15 @@ def create_optimizer(
     Raises:
       KeyError: no optimizer has that name.
     """
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    # Named, so that a leaf of the state keeps its name whichever parts are there: a run may switch
+    # the decay on or off at a resume.
+    decay = [("weight_decay", optax.add_decayed_weights(weight_decay))] if weight_decay else []
     create: Callable[[Any], optax.GradientTransformation] = {
-        "sgd": lambda momentum: optax.chain(*decay, optax.trace(momentum, nesterov)),
-        "adamw": lambda momentum: optax.chain(
-            optax.scale_by_adam(b1=momentum, nesterov=nesterov), *decay
+        "sgd": lambda momentum: optax.named_chain(
+            *decay, ("momentum", optax.trace(momentum, nesterov))
+        ),
+        "adamw": lambda momentum: optax.named_chain(
+            ("adam", optax.scale_by_adam(b1=momentum, nesterov=nesterov)), *decay
         ),
     }[name]
     return _with_momentum_given(create) if momentum is None else create(momentum)

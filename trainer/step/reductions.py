@@ -17,26 +17,28 @@ AUTO, TREE, ALL_REDUCE = "auto", "tree", "allreduce"
 # Smaller leaves travel together: below this, an exchange costs more than what it moves.
 _SMALL_LEAF = 2**16
 
-# Measured on 2 cores, one device a core (README, Devices): with shards of 16 examples the tree was
-# 3 % slower than the platform's sum, with shards of 8 a quarter.
-_SMALLEST_FAST_SHARD = 16
+# The shards of a batch when nobody says: at least so many, of at most about so many examples.
+_FEWEST_SHARDS, _SHARD_EXAMPLES = 8, 16
 
 logger = logging.getLogger(__name__)
 
 
-def choose_reduction(reduction: str, gradient_shards: int, batch_size: int, mesh: Mesh) -> str:
-    """Return the reduction that a run uses, "tree" or "allreduce".
+def choose_reduction(
+    reduction: str, gradient_shards: int, batch_size: int, mesh: Mesh
+) -> tuple[str, int]:
+    """Return the reduction that a run uses, "tree" or "allreduce", and its gradient shards.
 
     Args:
-      reduction: what is asked for; "auto": the tree on CPU where it applies and is not slower,
-        else allreduce.
-      gradient_shards: equal parts of a batch, the leaves of the tree; a power of two.
+      reduction: what is asked for; "auto": the tree on CPU where it applies, else allreduce.
+      gradient_shards: equal parts of a batch, the leaves of the tree, a power of two; 0 chooses
+        them by the batch alone, so that the choice is the same on all devices.
       batch_size: global batch size.
       mesh: the devices.
 
     Raises:
       UsageError: "tree" is asked for, and devices or batch do not fit the shards.
     """
+    gradient_shards = gradient_shards or _choose_gradient_shards(batch_size)
     obstacle = _find_obstacle(gradient_shards, batch_size, mesh)
     if reduction == TREE and obstacle:
         raise UsageError(
@@ -44,25 +46,30 @@ def choose_reduction(reduction: str, gradient_shards: int, batch_size: int, mesh
             "--reduction=allreduce, whose last bits depend on the number of devices (for a run "
             "that has begun together with --allow_config_change=reduction)"
         )
-    if reduction != AUTO:
-        return reduction
-    # Measured on CPU only (README, Devices).
-    if mesh.devices.flat[0].platform != "cpu":
-        return ALL_REDUCE
-    if not obstacle and batch_size // gradient_shards < _SMALLEST_FAST_SHARD:
-        obstacle = f"shards of {batch_size // gradient_shards} examples would be slower"
-    if obstacle:
-        logger.info("--reduction=auto takes allreduce, not tree: %s", obstacle)
-    return ALL_REDUCE if obstacle else TREE
+    if reduction == AUTO:
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        if on_cpu and obstacle:
+            logger.info("--reduction=auto takes allreduce, not tree: %s", obstacle)
+        # On GPU and TPU it has not been measured.
+        reduction = TREE if on_cpu and not obstacle else ALL_REDUCE
+    return reduction, gradient_shards
+
+
+def _choose_gradient_shards(batch_size: int) -> int:
+    """Return the fewest shards that are small enough to be fast; powers of two that divide it."""
+    shards = _FEWEST_SHARDS
+    while batch_size > _SHARD_EXAMPLES * shards and batch_size % (2 * shards) == 0:
+        shards *= 2
+    return shards
 
 
 def _find_obstacle(gradient_shards: int, batch_size: int, mesh: Mesh) -> str:
     """Say why the tree cannot be used and what would be valid; empty if it can."""
-    if gradient_shards % mesh.size:
+    if mesh.size.bit_count() != 1 or gradient_shards % mesh.size:
         powers = [str(2**i) for i in range(gradient_shards.bit_length())]
         return (
-            f"{mesh.size} devices cannot share --gradient_shards={gradient_shards} equally; "
-            f"valid: --num_devices={' or '.join(powers)}"
+            f"{mesh.size} devices cannot share --gradient_shards={gradient_shards} equally; use "
+            f"--num_devices={' or '.join(powers)}"
         )
     rest = batch_size % gradient_shards
     if rest:
@@ -71,39 +78,37 @@ def _find_obstacle(gradient_shards: int, batch_size: int, mesh: Mesh) -> str:
         ]
         return (
             f"--batch_size={batch_size} cannot be cut into --gradient_shards={gradient_shards} "
-            f"equal parts; valid: a multiple of {gradient_shards}, such as "
+            f"equal parts; use a multiple of {gradient_shards}, such as "
             f"{' or '.join(map(str, fitting))}"
         )
     return ""
 
 
-def all_reduce_mean(parts: Sequence[Any], count: int) -> Any:
-    """Return the mean over the batch; its last bits depend on the number of devices.
+def all_reduce_sum(parts: Sequence[Any]) -> Any:
+    """Return the sum over the batch; its last bits depend on the number of devices.
 
     Args:
       parts: one pytree of float32 sums over this device's part of the batch.
-      count: examples in the whole batch.
 
     Returns:
       A pytree like parts[0], the same on every device.
     """
     (part,) = parts
-    return _scale(jax.lax.psum(part, DATA_AXIS), 1 / count)
+    return jax.lax.psum(part, DATA_AXIS)
 
 
-def tree_mean(parts: Sequence[Any], count: int) -> Any:
-    """Return the mean over the batch, the same bits on every number of devices.
+def tree_sum(parts: Sequence[Any]) -> Any:
+    """Return the sum over the batch, the same bits on every number of devices.
 
     The shards of a batch are the leaves of one binary tree of additions, whoever holds them:
 
         ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
-    A device adds up the subtree of its own shards; `_add_devices` adds what is above. Scaling
-    comes last: between additions, only a power of two would leave the bits alone.
+    A device adds up the subtree of its own shards; `_add_devices` adds what is above. Scale the
+    sum, not the parts: between additions, only a power of two would leave the bits alone.
 
     Args:
       parts: pytrees of float32 sums over this device's shards, in order; a power of two of them.
-      count: examples in the whole batch.
 
     Returns:
       A pytree like parts[0], the same on every device.
@@ -112,7 +117,7 @@ def tree_mean(parts: Sequence[Any], count: int) -> Any:
     packed, unpack = ravel_pytree([leaf for leaf in leaves if leaf.size < _SMALL_LEAF])
     small = iter(unpack(_add_devices(packed)))
     sums = [next(small) if leaf.size < _SMALL_LEAF else _add_devices(leaf) for leaf in leaves]
-    return _scale(jax.tree.unflatten(structure, sums), 1 / count)
+    return jax.tree.unflatten(structure, sums)
 
 
 def _add_devices(leaf: jax.Array) -> jax.Array:
@@ -134,8 +139,3 @@ def _add_pairwise(parts: Sequence[Any]) -> Any:
         pairs = zip(parts[::2], parts[1::2], strict=True)
         parts = [jax.tree.map(jnp.add, left, right) for left, right in pairs]
     return parts[0]
-
-
-def _scale(tree: Any, factor: float) -> Any:
-    """Multiply every leaf."""
-    return jax.tree.map(lambda leaf: leaf * factor, tree)

@@ -39,7 +39,7 @@ def create_replica_check(mesh: Mesh, state: TrainState) -> Callable[[TrainState]
     program = jax.jit(each, out_shardings=replicated(mesh)).lower(state).compile()
 
     def check(state: TrainState) -> None:
-        found = np.asarray(program(state))
+        found = jax.device_get(program(state))
         for name, column in zip(names, found.T, strict=True):
             values, counts = np.unique(column, return_counts=True)
             if len(values) > 1:

@@ -1,14 +1,17 @@
 """The state of a training run: arrays, nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
+
+from trainer.step.networks import Arrays, Network
+from trainer.step.randomness import root_key
 
 
 @flax.struct.dataclass
@@ -18,34 +21,32 @@ class TrainState:
     Attributes:
       step: int32[], updates made so far: the only counter that the learning rate and the data
         order read. The update that reads step = s applies schedule(s) to batch s.
-      params: float32 parameters of the network.
+      params: float32 parameters of the network, nested dictionaries by attribute name.
+      statistics: what else the network keeps, such as running means; empty for the built-in ones.
       opt_state: state of the optimizer.
     """
 
     step: jax.Array
-    params: optax.Params
+    params: Arrays
+    statistics: Arrays
     opt_state: optax.OptState
 
 
 def train_state_init(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    seed: int,
-    image_shape: tuple[int, int, int],
+    network: Network, tx: optax.GradientTransformation, seed: int
 ) -> Callable[[], TrainState]:
     """Return the pure function that makes the state before the first update.
 
     Args:
-      model: the network.
+      network: the network.
       tx: the optimizer.
-      seed: of the parameters, >= 0.
-      image_shape: (H, W, C) of an example.
+      seed: of the parameters, 0 <= seed < 2**32.
     """
 
     def init() -> TrainState:
-        key = jax.random.key(seed, impl="threefry2x32")
-        params = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+        params, statistics = network.init(root_key(seed))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, statistics, tx.init(params))
 
     return init
 
@@ -63,6 +64,32 @@ def abstract_train_state(init: Callable[[], TrainState], sharding: NamedSharding
     )
 
 
+def match_leaves(abstract: Any, leaves: Mapping[str, np.ndarray]) -> Any:
+    """Return arrays that are known by name as a pytree.
+
+    Args:
+      abstract: a pytree of shapes and dtypes, such as those of a state.
+      leaves: leaf name to array; others are left out.
+
+    Raises:
+      ValueError: a leaf is missing, or has another shape or dtype; the message names it.
+    """
+
+    def match(path: Any, expected: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = leaf_name(path)
+        if name not in leaves:
+            raise ValueError(f"{name} is missing")
+        found = leaves[name]
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise ValueError(
+                f"{name} is {found.dtype}{list(found.shape)}, not "
+                f"{expected.dtype}{list(expected.shape)}"
+            )
+        return found
+
+    return jax.tree_util.tree_map_with_path(match, abstract)
+
+
 def leaf_name(path: Any) -> str:
-    """Return the name of a leaf from its path in a pytree."""
+    """Return the name of a leaf, such as "params/conv1/kernel", from its path in a pytree."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

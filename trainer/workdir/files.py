@@ -33,6 +33,19 @@ def replace_file(path: epath.Path, data: bytes) -> None:
         raise RunError(f"{path} could not be written: {error.strerror}") from error
 
 
+def read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """Return the configuration that a run has written into its workdir, None where there is none.
+
+    It is read before a checkpoint is, and only says what the user need not say again.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        found = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def note_resume(workdir: epath.Path, first_step: int) -> None:
     """Note that a run starts, or goes on, at `first_step`.
 

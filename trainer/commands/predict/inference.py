@@ -1,20 +1,19 @@
 """What a trained network says about pictures; `predict` and `export` share the function."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from trainer import devices
-from trainer.commands.inspection import restore_model
 from trainer.commands.predict.images import IMAGE_SHAPE, digit_pixels, object_pixels, read_image
 from trainer.commands.predict.ink import ImageError
 from trainer.errors import UsageError
-from trainer.step.networks import scale_pixels
+from trainer.run.stored import Checkpoint, load_checkpoint
+from trainer.step.examples import scale_pixels
 
 # Pictures that the network takes at once.
 _BATCH_SIZE = 128
@@ -27,24 +26,21 @@ _PREPARE = {
 }
 
 
-def create_inference(
-    model: nn.Module, params: Any, mean: float, std: float
-) -> Callable[[jax.Array], jax.Array]:
+def create_inference(checkpoint: Checkpoint) -> Callable[[jax.Array], jax.Array]:
     """Return the function from images, as they are in a data set, to probabilities.
 
     Args:
-      model: the network.
-      params: its parameters; they become part of the function.
-      mean: see `models.scale_pixels`.
-      std: see `models.scale_pixels`.
+      checkpoint: whose network answers; its parameters become part of the function.
 
     Returns:
       infer(images uint8[B, H, W, C]) -> float32[B, num_classes], each row adding up to 1; pure.
     """
+    mean, std = (jnp.float32(checkpoint.inputs[name]) for name in ("mean", "std"))
 
     def infer(images: jax.Array) -> jax.Array:
-        inputs = scale_pixels(images, jnp.float32(mean), jnp.float32(std))
-        return jax.nn.softmax(cast(jax.Array, model.apply({"params": params}, inputs)))
+        inputs = scale_pixels(images, mean, std)
+        logits = checkpoint.network.apply(checkpoint.params, checkpoint.statistics, inputs)
+        return jax.nn.softmax(logits)
 
     return infer
 
@@ -63,13 +59,12 @@ class Predictor:
           UsageError: there is no checkpoint, or no such device.
           RunError: no checkpoint is good.
         """
-        restored, model = restore_model(workdir, devices.create_mesh(platform, 1))
-        inputs = restored.meta["inputs"]
-        params = jax.device_get(restored.state.params)
-        self.image_shape = tuple(inputs["image_shape"])
-        self.dataset: str = restored.meta["config"]["dataset"]
-        self.step = restored.step
-        self.infer = create_inference(model, params, inputs["mean"], inputs["std"])
+        devices.create_mesh(platform, 1)
+        checkpoint = load_checkpoint(workdir)
+        self.image_shape = tuple(checkpoint.inputs["image_shape"])
+        self.dataset = checkpoint.config.dataset
+        self.step = checkpoint.step
+        self.infer = create_inference(checkpoint)
 
     def predict(self, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Answer for one picture after the other, in the order of the paths.

@@ -1,0 +1,94 @@
+"""How a field of the configuration is declared: what it means, and what it may be."""
+
+import dataclasses
+import math
+from typing import Any
+
+TRIANGULAR, TRIANGULAR2 = "triangular", "triangular2"
+EXP_RANGE, EXP_RANGE_BOUNDARIES = "exp_range", "exp_range_boundaries"
+CONSTANT = "constant"
+LR_SCHEDULES = (TRIANGULAR, TRIANGULAR2, EXP_RANGE, EXP_RANGE_BOUNDARIES, CONSTANT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers between two bounds; a bound belongs to them unless it is said to be open.
+
+    Attributes:
+      low: lower bound.
+      high: upper bound.
+      low_open: whether `low` itself is left out.
+      high_open: whether `high` itself is left out.
+    """
+
+    low: float
+    high: float
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        """Return whether a plain number lies between the bounds."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        if not math.isfinite(number):
+            return False
+        above = number > self.low or (number == self.low and not self.low_open)
+        below = number < self.high or (number == self.high and not self.high_open)
+        return above and below
+
+    def describe(self, name: str) -> str:
+        """Return such as "0 <= momentum < 1"."""
+        signs = ("<" if self.low_open else "<="), ("<" if self.high_open else "<=")
+        return f"{self.low:.10g} {signs[0]} {name} {signs[1]} {self.high:.10g}"
+
+
+# The step counter is an int32.
+MOST_STEPS = 2**31 - 1
+# Of a float32. Above it a rate would be infinite on the devices.
+_LARGEST = 3.4028234e38
+
+LEARNING_RATE = Range(0, _LARGEST)
+GAMMA = Range(0, 1, low_open=True)
+FRACTION = Range(0, 1, high_open=True)
+STEPS_PER_CYCLE = Range(2, MOST_STEPS)
+COUNT, COUNT_OR_NONE = Range(1, MOST_STEPS), Range(0, MOST_STEPS)
+# jax takes 32 bits of a seed: a larger one would be another's run.
+SEED = Range(0, 2**32 - 1)
+NOT_NEGATIVE = Range(0, _LARGEST)
+
+
+def option(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    valid: Range | tuple[str, ...] | None = None,
+    trajectory: bool = True,
+) -> Any:
+    """Declare a field of the configuration.
+
+    Args:
+      default: of field and flag.
+      group: under which `--help` lists it.
+      help: what it means, with its unit.
+      valid: a range, or the words to choose from.
+      trajectory: whether it changes the parameters that a run arrives at.
+    """
+    metadata = {"group": group, "help": help, "valid": valid, "trajectory": trajectory}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def describe_valid(field: dataclasses.Field) -> str:
+    """Return what a field may be, in words, such as "0 <= momentum < 1"; "" for anything."""
+    valid = field.metadata["valid"]
+    if isinstance(valid, Range):
+        return valid.describe(field.name)
+    return "" if valid is None else ", ".join(valid[:-1]) + " or " + valid[-1]
+
+
+def is_valid(field: dataclasses.Field, value: Any) -> bool:
+    """Return whether a value is in the range that its field declares; None means unset."""
+    valid = field.metadata["valid"]
+    return value is None or valid is None or value in valid

@@ -1,0 +1,348 @@
+"""The hyperparameters of a run."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from trainer.config.options import (
+    CONSTANT,
+    COUNT,
+    COUNT_OR_NONE,
+    FRACTION,
+    GAMMA,
+    LEARNING_RATE,
+    LR_SCHEDULES,
+    NOT_NEGATIVE,
+    SEED,
+    STEPS_PER_CYCLE,
+    TRIANGULAR,
+    describe_valid,
+    is_valid,
+    option,
+)
+from trainer.errors import RunError, UsageError
+
+# Each says how long to train; on the command line the one given last counts.
+LENGTH_FIELDS = ("num_epochs", "num_steps", "num_cycles")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The hyperparameters of a run. Every field is a flag of the same name.
+
+    Raises:
+      UsageError: a value is outside its range; the message names flag, value and range.
+    """
+
+    dataset: str = option(
+        "mnist", "Data", "mnist, fashion_mnist, kmnist, or a data set that tfds.builder knows"
+    )
+    data_dir: str = option(
+        "",
+        "Data",
+        "folder of the prepared data sets; empty: the default of TensorFlow Datasets",
+        trajectory=False,
+    )
+    standardize: bool = option(
+        False, "Data", "inputs are (x/255 - mean)/std of the training images instead of x/255"
+    )
+    batch_size: int = option(
+        128, "Data", "examples in a step, over all devices together", valid=COUNT
+    )
+
+    model: str = option("cnn", "Model", "network: cnn (32-64-256-10) or mlp", valid=("cnn", "mlp"))
+    compute_dtype: str = option(
+        "float32",
+        "Model",
+        "dtype inside the network; parameters stay float32",
+        valid=("float32", "bfloat16"),
+    )
+    seed: int = option(0, "Model", "of the first parameters and of the data order", valid=SEED)
+
+    num_epochs: int = option(10, "Length", "epochs to train in all", valid=COUNT, trajectory=False)
+    num_steps: int | None = option(
+        None, "Length", "steps to train in all; overrides num_epochs", valid=COUNT, trajectory=False
+    )
+    num_cycles: int | None = option(
+        None,
+        "Length",
+        "whole cycles of the learning rate to train in all; overrides num_epochs, and cannot be "
+        "combined with num_steps",
+        valid=COUNT,
+        trajectory=False,
+    )
+
+    lr_schedule: str = option(
+        TRIANGULAR,
+        "Learning rate",
+        "triangular: between lr_min and lr_max and back in every cycle; triangular2: the same, its "
+        "height halved after every cycle; exp_range: its height declines by lr_gamma every step; "
+        "exp_range_boundaries: lr_min and lr_max both decline by lr_gamma every step, as the paper "
+        "words it; constant: lr_max",
+        valid=LR_SCHEDULES,
+    )
+    lr_min: float = option(
+        3e-3, "Learning rate", "lowest rate, at the start of a cycle", valid=LEARNING_RATE
+    )
+    lr_max: float = option(3e-2, "Learning rate", "highest rate, in mid-cycle", valid=LEARNING_RATE)
+    cycles_per_epoch: int = option(
+        4,
+        "Learning rate",
+        "steps_per_cycle = steps_per_epoch // cycles_per_epoch",
+        valid=COUNT,
+        trajectory=False,  # The steps_per_cycle that it becomes is what counts.
+    )
+    steps_per_cycle: int | None = option(
+        None,
+        "Learning rate",
+        "steps of a whole cycle, rise and fall; overrides cycles_per_epoch",
+        valid=STEPS_PER_CYCLE,
+    )
+    cycle_up_fraction: float = option(
+        0.5,
+        "Learning rate",
+        "part of a cycle in which the rate rises, rounded to steps, at least one",
+        valid=FRACTION,
+    )
+    lr_gamma: float = option(
+        0.99994,  # The paper's, for CIFAR-10.
+        "Learning rate",
+        "factor of every step in exp_range and exp_range_boundaries, 0 < lr_gamma <= 1",
+        valid=GAMMA,
+    )
+
+    optimizer: str = option("sgd", "Optimizer", "sgd or adamw", valid=("sgd", "adamw"))
+    momentum: float = option(
+        0.9, "Optimizer", "decay of the momentum (b1 of adamw)", valid=FRACTION
+    )
+    momentum_min: float | None = option(
+        None,
+        "Optimizer",
+        "momentum where the learning rate is highest: with momentum_max it takes the place of "
+        "momentum, and falls as the rate rises",
+        valid=FRACTION,
+    )
+    momentum_max: float | None = option(
+        None, "Optimizer", "momentum where the learning rate is lowest", valid=FRACTION
+    )
+    nesterov: bool = option(False, "Optimizer", "Nesterov's form of the momentum")
+    weight_decay: float = option(
+        0.0,
+        "Optimizer",
+        "decay of the weights: in the gradient (sgd), decoupled (adamw)",
+        valid=NOT_NEGATIVE,
+    )
+
+    checkpoint_every_steps: int = option(
+        500, "Records", "steps between checkpoints", valid=COUNT, trajectory=False
+    )
+    keep_checkpoints: int = option(
+        3, "Records", "newest checkpoints to keep", valid=COUNT, trajectory=False
+    )
+    eval_every_steps: int | None = option(
+        None,
+        "Records",
+        "steps between tests on the test split; unset: an epoch (the end is always tested)",
+        valid=COUNT,
+        trajectory=False,
+    )
+    check_replicas_every_steps: int | None = option(
+        None,
+        "Records",
+        "steps between comparisons of the devices' states; unset: only before every checkpoint",
+        valid=COUNT,
+        trajectory=False,
+    )
+    log_every_steps: int = option(
+        100,
+        "Records",
+        "steps between log lines where there is no terminal",
+        valid=COUNT,
+        trajectory=False,
+    )
+    tensorboard: bool = option(True, "Records", "write scalars for TensorBoard", trajectory=False)
+    report: bool = option(
+        True, "Records", "draw report.png in the workdir when the run ends", trajectory=False
+    )
+    profile: bool = option(
+        False,
+        "Records",
+        "trace 20 steps, after 20 others, into workdir/profile for Perfetto or TensorBoard",
+        trajectory=False,
+    )
+
+    platform: str = option(
+        "auto",
+        "Devices",
+        "cpu, gpu or tpu: refuse to run elsewhere; auto: the best that jax finds",
+        valid=("auto", "cpu", "gpu", "tpu"),
+        trajectory=False,
+    )
+    num_devices: int = option(
+        0, "Devices", "use the first n devices; 0: all", valid=COUNT_OR_NONE, trajectory=False
+    )
+    num_cpu_devices: int = option(
+        0,
+        "Devices",
+        "virtual devices to make of the cores of a CPU; 0: choose",
+        valid=COUNT_OR_NONE,
+        trajectory=False,
+    )
+    reduction: str = option(
+        "auto",
+        "Devices",
+        "how the devices' gradients are added. tree: the same bits on any number of devices; "
+        "allreduce: the platform's sum; auto: what the run in the workdir uses, or for a new one "
+        "tree on CPU where it applies, else allreduce",
+        valid=("auto", "tree", "allreduce"),
+    )
+    gradient_shards: int = option(
+        8,
+        "Devices",
+        "with tree: equal parts of a batch whose gradients are added, a power of two that the "
+        "number of devices divides and that divides batch_size",
+        valid=COUNT,
+    )
+
+    steps_per_call: int = option(
+        0,
+        "Devices",
+        "steps that the devices take without the host, at most; 0: 1 on a CPU (its loops make "
+        "convolutions many times slower) and with tree, else 32",
+        valid=COUNT_OR_NONE,
+        trajectory=False,
+    )
+    compilation_cache: bool = option(
+        True,
+        "Devices",
+        "keep compiled programs in the user's cache folder, so that the next run starts faster",
+        trajectory=False,
+    )
+    coordinator_address: str = option(
+        "",
+        "Processes",
+        "host:port of process 0; needed only where neither Slurm, Open MPI nor a TPU pod tells",
+        trajectory=False,
+    )
+    num_processes: int | None = option(
+        None, "Processes", "processes that train together", valid=COUNT, trajectory=False
+    )
+    process_id: int | None = option(
+        None, "Processes", "number of this process, from 0", valid=COUNT_OR_NONE, trajectory=False
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field on its own, then those that belong together."""
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.lr_min > self.lr_max:
+            raise UsageError(
+                f"--lr_min={self.lr_min} is above --lr_max={self.lr_max}; use 0 <= lr_min <= lr_max"
+            )
+        self._check_momentum_range()
+        if self.num_steps is not None and self.num_cycles is not None:
+            raise UsageError(
+                f"--num_steps={self.num_steps} and --num_cycles={self.num_cycles} both say how "
+                "long to train; give one of them"
+            )
+        if self.gradient_shards.bit_count() != 1:
+            raise UsageError(
+                f"--gradient_shards={self.gradient_shards} makes no binary tree; use a power of two"
+            )
+
+    def _check_momentum_range(self) -> None:
+        """Check the two ends between which the momentum cycles, if it does."""
+        low, high = self.momentum_min, self.momentum_max
+        if low is None and high is None:
+            return
+        if low is None or high is None:
+            given = f"--momentum_min={low}" if high is None else f"--momentum_max={high}"
+            raise UsageError(
+                f"{given} is one end only; give both --momentum_min and --momentum_max, or "
+                "neither for a constant --momentum"
+            )
+        if low > high:
+            raise UsageError(
+                f"--momentum_min={low} is above --momentum_max={high}; "
+                "use 0 <= momentum_min <= momentum_max < 1"
+            )
+        if self.lr_schedule == CONSTANT:
+            raise UsageError(
+                f"--momentum_min={low} and --momentum_max={high} move against the learning rate, "
+                f"which --lr_schedule={CONSTANT} keeps still; use a cyclical --lr_schedule, or a "
+                "constant --momentum"
+            )
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "TrainConfig":
+        """Return the configuration that this version or an older one has stored.
+
+        A field that the older version did not have takes its default, which is what that version
+        did.
+
+        Raises:
+          RunError: a newer version has stored it, with fields that this one does not know.
+        """
+        unknown = sorted(stored.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise RunError(
+                f"the run was made by another version of the trainer, which knows {unknown[0]}="
+                f"{stored[unknown[0]]}; continue with that version, or start in another --workdir"
+            )
+        return cls(**stored)
+
+    def completed_from(self, stored: "TrainConfig", given: Collection[str]) -> "TrainConfig":
+        """Return this configuration with every field that was not given as the run has it.
+
+        Which processes train, and where this one finds the others, belongs to a start and not to
+        a run: these fields stay.
+
+        Args:
+          stored: the configuration of the run, resolved.
+          given: names of the fields that the user gave.
+        """
+        kept = set(given) | _OF_A_START
+        if kept & set(LENGTH_FIELDS):
+            kept |= set(LENGTH_FIELDS)
+        if "cycles_per_epoch" in kept:
+            # Otherwise the steps that it once became would override it.
+            kept.add("steps_per_cycle")
+        names = [field.name for field in dataclasses.fields(self)]
+        owner = {name: self if name in kept else stored for name in names}
+        return TrainConfig(**{name: getattr(owner[name], name) for name in names})
+
+    @property
+    def cycles_momentum(self) -> bool:
+        """Whether the momentum moves against the learning rate instead of staying."""
+        return self.momentum_min is not None
+
+    @classmethod
+    def trajectory_fields(cls) -> list[str]:
+        """Return the names of the fields that change the parameters that a run arrives at."""
+        return [field.name for field in dataclasses.fields(cls) if field.metadata["trajectory"]]
+
+    def asked_steps(self, steps_per_cycle: int) -> int | None:
+        """Return the length that num_steps or num_cycles ask for, or None if neither does."""
+        return self.num_cycles * steps_per_cycle if self.num_cycles else self.num_steps
+
+
+_OF_A_START = {"coordinator_address", "num_processes", "process_id"}
+
+_TYPES = {
+    "bool": (bool,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+}
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """Raise a UsageError if a value has another type, or another range, than its field declares."""
+    declared = getattr(field.type, "__name__", str(field.type))
+    is_flag = isinstance(value, bool)
+    if not isinstance(value, _TYPES[declared]) or is_flag != (declared == "bool"):
+        raise UsageError(f"--{field.name}={value!r} is not valid; its type is {declared}")
+    if not is_valid(field, value):
+        raise UsageError(f"--{field.name}={value} is not valid; use {describe_valid(field)}")

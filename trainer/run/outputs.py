@@ -1,0 +1,160 @@
+"""What a run writes, and who writes it: process 0; the others take part in nothing here."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from trainer import processes
+from trainer.checkpoints import Checkpointer
+from trainer.records import figures
+from trainer.records.metrics import Records
+from trainer.records.profiling import Profiler
+from trainer.run.job import Job
+from trainer.run.programs import Data
+from trainer.run.resume import checkpoint_meta
+from trainer.step import Metrics, TrainState
+from trainer.workdir.files import CONFIG_FILE, note_resume
+from trainer.workdir.lock import Lock
+from trainer.workdir.storage import write_whole
+
+logger = logging.getLogger(__name__)
+
+
+class Outputs(Protocol):
+    """What the loop tells of; nothing here waits for a step that was just dispatched."""
+
+    @property
+    def last_test(self) -> dict[str, Any] | None:
+        """The last test record that was written down, or None."""
+
+    def begin(self, step: int, state: TrainState) -> None:
+        """Steps are about to be taken, the first of which reads state.step = `step`."""
+
+    def trained(self, step: int, count: int, metrics: Metrics) -> None:
+        """`count` updates were dispatched, the first of which reads state.step = `step`."""
+
+    def tested(self, step: int, sums: Metrics) -> None:
+        """An evaluation was dispatched, after `step` updates."""
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Store records and state after `step` updates; the checkpoint in the background."""
+
+    def wait(self) -> None:
+        """Return when all of it is stored."""
+
+    def finish(self) -> None:
+        """The run is complete: say what it did, and draw it."""
+
+
+class Writer:
+    """The outputs of process 0: records, checkpoints, trace, picture."""
+
+    def __init__(
+        self,
+        job: Job,
+        data: Data,
+        lock: Lock,
+        records: Records,
+        checkpointer: Checkpointer,
+        profiler: Profiler,
+    ):
+        """Write through these, which the caller opens and closes."""
+        self._job, self._data, self._lock = job, data, lock
+        self._records, self._checkpointer, self._profiler = records, checkpointer, profiler
+
+    @property
+    def last_test(self) -> dict[str, Any] | None:
+        """The last test record that was written down, or None."""
+        return self._records.last_test
+
+    def begin(self, step: int, state: TrainState) -> None:
+        """Begin or end the trace if it is time to."""
+        self._profiler(step, state)
+
+    def trained(self, step: int, count: int, metrics: Metrics) -> None:
+        """Take the metrics, and surface the failure of a save that has ended."""
+        self._records.train(step, count, metrics)
+        self._checkpointer.poll()
+
+    def tested(self, step: int, sums: Metrics) -> None:
+        """Take the sums."""
+        self._records.test(step, sums)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Store records and state."""
+        self._lock.confirm()
+        # First the records, then the checkpoint: what it includes, they include.
+        self._records.flush()
+        rate = self._records.last_learning_rate
+        meta = checkpoint_meta(self._job, self._data.inputs, step, rate)
+        self._checkpointer.save(state, step, meta | {"test": self.last_test})
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk."""
+        self._checkpointer.wait()
+
+    def finish(self) -> None:
+        """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
+        self.wait()
+        logger.info("%s", self._records.summary())
+        if self._job.config.report:
+            try:
+                figures.draw_report(self._job.workdir)
+            except Exception as error:  # Whatever fails in a library for pictures.
+                logger.warning("no picture of the run: %s: %s", type(error).__name__, error)
+
+
+class Silent:
+    """The outputs of all other processes: none."""
+
+    last_test: dict[str, Any] | None = None
+
+    def begin(self, step: int, state: TrainState) -> None:
+        """Trace nothing: one trace is enough."""
+
+    def trained(self, step: int, count: int, metrics: Metrics) -> None:
+        """Leave it to process 0."""
+
+    def tested(self, step: int, sums: Metrics) -> None:
+        """Leave it to process 0."""
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Leave it to process 0, which has the whole state."""
+
+    def wait(self) -> None:
+        """Have nothing to wait for."""
+
+    def finish(self) -> None:
+        """Have nothing to say."""
+
+
+@contextlib.contextmanager
+def open_outputs(job: Job, data: Data, lock: Lock | None) -> Iterator[Outputs]:
+    """Open what this process writes.
+
+    Args:
+      job: the run.
+      data: its data.
+      lock: of the workdir, in process 0; None elsewhere.
+    """
+    if lock is None:
+        yield Silent()
+        return
+    first_step = job.first_step
+    with (
+        Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
+        Records(job.workdir, job.config, job.plan, first_step) as records,
+        Profiler(records.folder, first_step, job.config.profile) as profiler,
+    ):
+        yield Writer(job, data, lock, records, checkpointer, profiler)
+
+
+def note_start(job: Job) -> None:
+    """Write down the resolved configuration, and that the run resumes, if it does."""
+    if processes.is_first():
+        text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
+        write_whole(job.workdir / CONFIG_FILE, text.encode())
+        note_resume(job.workdir, job.first_step)

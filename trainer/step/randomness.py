@@ -1,0 +1,47 @@
+"""Keys that depend on the seed of a run and on nothing else of the machine or its settings."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+# The order of the data folds in the epoch, which is below 2**31; other streams start above.
+_DROPOUT = 2**31
+
+
+def root_key(seed: int) -> jax.Array:
+    """Return the key of a run: what `jax.random.key(seed, impl="threefry2x32")` is by default.
+
+    Made from its bits, so that neither JAX_DEFAULT_PRNG_IMPL nor JAX_RANDOM_SEED_OFFSET changes it.
+
+    Args:
+      seed: of the run, 0 <= seed < 2**32.
+    """
+    return jax.random.wrap_key_data(jnp.array([0, seed], jnp.uint32), impl="threefry2x32")
+
+
+def dropout_key(seed: int, step: jax.Array, shard: jax.Array) -> jax.Array:
+    """Return the key of the random masks of one gradient shard at one step.
+
+    Args:
+      seed: of the run.
+      step: int32[], state.step.
+      shard: int32[], the shard's place in the global batch.
+    """
+    key = jax.random.fold_in(root_key(seed), _DROPOUT)
+    return jax.random.fold_in(jax.random.fold_in(key, step), shard)
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """While open, random bits are those of jax's default, whatever JAX_THREEFRY_PARTITIONABLE says.
+
+    The setting is read when a program is lowered, so whatever lowers one must stand inside.
+    """
+    before = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    jax.config.update("jax_threefry_partitionable", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_threefry_partitionable", before)
