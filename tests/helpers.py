@@ -1,5 +1,6 @@
 """What tests of several rooms share: states, records, and the trainer as a process."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -14,11 +15,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from trainer import devices
 from trainer.checkpoints.store import restore
-from trainer.step.networks import create_model
-from trainer.step.optimizers import create_optimizer
-from trainer.step.state import TrainState, abstract_train_state, train_state_init
+from trainer.config import TrainConfig
+from trainer.schedules import create_plan, create_schedule
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,13 +39,44 @@ def assert_same_bits(one: Any, other: Any) -> None:
         assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
-def stored_state(workdir: Path, step: int, model: str = "mlp", num_devices: int = 1) -> TrainState:
-    """The state of a checkpoint of a run with the default optimizer."""
-    tx = create_optimizer("sgd", 0.9, False, 0.0)
-    init = train_state_init(create_model(model, 10), tx, 0, (28, 28, 1))
-    sharding = devices.replicated(devices.create_mesh("cpu", num_devices))
-    path = epath.Path(workdir) / "checkpoints" / str(step)
-    return restore(path, step, abstract_train_state(init, sharding)).state
+def stored_state(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """The leaves of a checkpoint by name, verified."""
+    return restore(epath.Path(workdir) / "checkpoints" / str(step), step).leaves
+
+
+def resolved(config: TrainConfig, num_examples: int = 60000) -> TrainConfig:
+    """The configuration as a run on CPU stores it."""
+    plan = create_plan(config, num_examples)
+    return dataclasses.replace(
+        config,
+        num_steps=plan.num_steps,
+        num_cycles=None,
+        steps_per_cycle=plan.steps_per_cycle,
+        eval_every_steps=plan.eval_every_steps,
+        reduction="tree",
+        gradient_shards=8,
+        steps_per_call=1,
+    )
+
+
+def schedule_named(
+    name: str,
+    lr_min: float,
+    lr_max: float,
+    steps_per_cycle: int,
+    lr_gamma: float,
+    cycle_up_fraction: float,
+) -> Any:
+    """The learning rate of a run with these flags."""
+    config = TrainConfig(
+        lr_schedule=name,
+        lr_min=lr_min,
+        lr_max=lr_max,
+        steps_per_cycle=steps_per_cycle,
+        lr_gamma=lr_gamma,
+        cycle_up_fraction=cycle_up_fraction,
+    )
+    return create_schedule(config)
 
 
 def checkpoint_steps(workdir: epath.PathLike) -> set[int]:
@@ -87,11 +117,17 @@ def start_trainer(*arguments: str, patch: str = "", **options: Any) -> subproces
     return subprocess.Popen(trainer_command(*arguments, patch=patch), text=True, **options)
 
 
-def run_trainer(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_trainer(
+    *arguments: str, patch: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m trainer` to its end."""
     options.setdefault("env", trainer_environment())
     return subprocess.run(
-        trainer_command(*arguments), capture_output=True, text=True, timeout=300, **options
+        trainer_command(*arguments, patch=patch),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
     )
 
 

@@ -7,24 +7,26 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from tests.helpers import assert_same_bits
 from trainer import devices
-from trainer.checkpoints.recovery import read_newest_meta, restore_newest, stored_steps
-from trainer.checkpoints.store import Checkpointer
-from trainer.errors import RunError
-from trainer.step.networks import create_model
-from trainer.step.optimizers import create_optimizer
-from trainer.step.state import (
-    TrainState,
-    abstract_train_state,
-    create_train_state,
-    train_state_init,
+from trainer.checkpoints.recovery import (
+    clear_the_way,
+    find_newest,
+    read_newest,
+    read_step,
+    stored_steps,
 )
+from trainer.checkpoints.store import Checkpointer
+from trainer.errors import RunError, UsageError
+from trainer.step.networks import create_network
+from trainer.step.optimizers import create_optimizer
+from trainer.step.state import create_train_state, leaf_name, train_state_init
 
 INIT = train_state_init(
-    create_model("mlp", 10), create_optimizer("sgd", 0.9, False, 0.0), 0, (28, 28, 1)
+    create_network("mlp", (28, 28, 1), 10), create_optimizer("sgd", 0.9, False, 0.0), 0
 )
 STEPS = (1, 2, 3)
 
@@ -34,13 +36,16 @@ def replicated():
 
 
 @pytest.fixture(scope="module")
-def states() -> dict[int, TrainState]:
-    first = create_train_state(INIT, replicated())
-    return {step: jax.tree.map(lambda leaf, n=step: leaf + n, first) for step in STEPS}
+def states() -> dict[int, dict[str, np.ndarray]]:
+    """Three states by leaf name, whose numbers tell the step."""
+    first = jax.tree_util.tree_flatten_with_path(create_train_state(INIT, replicated()))[0]
+    return {
+        step: {leaf_name(path): np.asarray(leaf + step) for path, leaf in first} for step in STEPS
+    }
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, states: dict[int, TrainState]) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, states: dict) -> Path:
     """A workdir with three good checkpoints; tests copy it."""
     workdir = tmp_path_factory.mktemp("saved")
     with Checkpointer(workdir, keep=10) as checkpointer:
@@ -55,7 +60,10 @@ def workdir(saved: Path, tmp_path: Path) -> Path:
 
 
 def restore(workdir: Path, set_aside: bool = True):
-    return restore_newest(workdir, abstract_train_state(INIT, replicated()), set_aside=set_aside)
+    search = find_newest(workdir)
+    if set_aside:
+        clear_the_way(workdir, search)
+    return search.newest
 
 
 def truncate(path: Path, rng: random.Random) -> None:
@@ -88,7 +96,7 @@ def damage_every_file(saved: Path, tmp_path: Path, states: dict, flips: int) -> 
             damage(workdir / "checkpoints" / "3" / file, rng)
             found = restore(workdir)
             assert found is not None
-            assert_same_bits(found.state, states[found.step])
+            assert_same_bits(found.leaves, states[found.step])
             aside = workdir / "checkpoints" / "damaged" / "3"
             assert aside.exists() == (found.step == 2), f"{damage.__name__} {file}"
             outcome = "exact" if found.step == 3 else "older"
@@ -130,8 +138,8 @@ def test_a_flipped_bit_of_the_data_names_its_leaf(
     with caplog.at_level(logging.WARNING, "trainer"):
         found = restore(workdir)
     assert found.step == 2
-    assert_same_bits(found.state, states[2])
-    assert "/Dense_" in caplog.text
+    assert_same_bits(found.leaves, states[2])
+    assert "/dense" in caplog.text
     assert "differs from its digest" in caplog.text
     assert "taking checkpoint 2; 1 steps are lost" in caplog.text
     assert (workdir / "checkpoints" / "damaged" / "3").is_dir()
@@ -149,7 +157,7 @@ def test_after_a_fallback_the_step_can_be_saved_again(workdir: Path, states: dic
     assert restore(workdir).step == 2
     with Checkpointer(workdir, keep=10) as checkpointer:
         checkpointer.save(states[3], 3, {"step": 3})
-    assert_same_bits(restore(workdir).state, states[3])
+    assert_same_bits(restore(workdir).leaves, states[3])
 
 
 def test_foreign_and_unfinished_things_are_set_aside(workdir: Path, states: dict) -> None:
@@ -188,19 +196,23 @@ def test_no_meta_is_good(workdir: Path) -> None:
     for step in STEPS:
         (workdir / "checkpoints" / str(step) / "meta" / "metadata").write_bytes(b"{")
     with pytest.raises(RunError, match="no checkpoint"):
-        read_newest_meta(workdir)
+        read_newest(workdir)
 
 
-def test_the_newest_intact_meta_is_read(workdir: Path) -> None:
-    (workdir / "checkpoints" / "3" / "meta" / "metadata").write_bytes(b"{")
-    step, meta = read_newest_meta(workdir)
-    assert (step, meta["note"]) == (2, "n")
+def test_a_checkpoint_is_read_by_its_step(workdir: Path, states: dict) -> None:
+    assert_same_bits(read_step(workdir, 2).leaves, states[2])
+    with pytest.raises(UsageError, match=r"no checkpoint 7 in .*; there are: 1, 2, 3"):
+        read_step(workdir, 7)
+    (workdir / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(RunError, match="checkpoint 2 is damaged"):
+        read_step(workdir, 2)
 
 
 def test_nothing_stored(tmp_path: Path) -> None:
     assert stored_steps(tmp_path) == []
-    assert read_newest_meta(tmp_path) is None
-    assert restore(tmp_path) is None
+    assert find_newest(tmp_path).newest is None
+    with pytest.raises(UsageError, match="there is no checkpoint in"):
+        read_newest(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import cli, devices
-from trainer.checkpoints.store import Checkpointer
+from trainer import cli
+from trainer.checkpoints import Checkpointer, read_newest
 from trainer.commands.export import EXPORT_FILE, export
-from trainer.commands.inspection import restore_model
 from trainer.commands.predict.inference import Predictor
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.errors import UsageError
 from trainer.run.loop import train
-from trainer.step.networks import scale_pixels
+from trainer.run.stored import load_checkpoint
+from trainer.step.examples import scale_pixels
 
 DIGITS = sorted((Path(__file__).parents[1] / "digits").glob("*.png"))
 
@@ -52,12 +52,12 @@ def predictor(workdir: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def reference(workdir: Path):
     """Logits without the function under test: images uint8[B, 28, 28, 1] -> float32[B, 10]."""
-    restored, model = restore_model(workdir, devices.create_mesh("cpu", 1))
-    inputs = restored.meta["inputs"]
+    checkpoint = load_checkpoint(workdir)
+    inputs, network = checkpoint.inputs, checkpoint.network
 
     def logits(images: np.ndarray) -> np.ndarray:
         scaled = scale_pixels(images, np.float32(inputs["mean"]), np.float32(inputs["std"]))
-        return np.asarray(model.apply({"params": restored.state.params}, scaled), np.float64)
+        return np.asarray(network.apply(checkpoint.params, {}, scaled), np.float64)
 
     return logits
 
@@ -165,10 +165,10 @@ def test_no_checkpoint(use: Callable, tmp_path: Path) -> None:
 
 def copied(workdir: Path, target: Path, dataset: str) -> Path:
     """The same run, as if it had been trained on another data set."""
-    restored, _ = restore_model(workdir, devices.create_mesh("cpu", 1))
+    restored = read_newest(workdir)
     meta = restored.meta | {"config": restored.meta["config"] | {"dataset": dataset}}
     with Checkpointer(target, keep=1) as checkpointer:
-        checkpointer.save(restored.state, restored.step, meta)
+        checkpointer.save(restored.leaves, restored.step, meta)
     return target
 
 

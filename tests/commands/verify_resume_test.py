@@ -8,6 +8,7 @@ import pytest
 from trainer.commands import verify_resume as verification
 from trainer.commands.verify_resume import Comparison, kept, report, stops, verify_resume
 from trainer.config import TrainConfig
+from trainer.schedules import create_plan
 
 
 @pytest.fixture
@@ -18,16 +19,17 @@ def config(data_dir: Path) -> TrainConfig:
 
 
 def test_stops_are_telling() -> None:
-    plan = TrainConfig().plan(60000)
-    assert stops(plan, 0.5, None) == {
+    plan = create_plan(TrainConfig(), 60000)
+    assert stops(plan, None) == {
         29: "in mid-cycle, rising",
         59: "at the peak",
         88: "in mid-cycle, falling",
         117: "at the lowest rate",
         468: "at the end of an epoch",
     }
-    assert list(stops(plan, 0.5, 100)) == [29, 59, 88]
-    assert list(stops(plan, 0.25, 100)) == [14, 29, 73]
+    assert list(stops(plan, 100)) == [29, 59, 88]
+    early = create_plan(TrainConfig(cycle_up_fraction=0.25), 60000)
+    assert list(stops(early, 100)) == [14, 29, 73]
 
 
 def test_one_number_of_devices_is_exact(config: TrainConfig) -> None:

@@ -5,8 +5,6 @@ import functools
 import gzip
 import hashlib
 import http.server
-import io
-import json
 import logging
 import os
 import pathlib
@@ -19,7 +17,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from PIL import Image
 
 from trainer import datasets
 from trainer.datasets import decode, idx, sources
@@ -109,14 +106,21 @@ def test_both_ways_of_decoding_agree(data_dir):
     features = builder.info.features
     together = decode._decode_together(some, features)
     assert together is not None
-    for one, other in zip(together, decode._decode_one_by_one(some, features, "test"), strict=True):
+    for one, other in zip(together, decode._decode_one_by_one(some, features), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     # A record of another layout must end the shortcut, not be cut at the wrong place.
     other_order = bytearray(some[7])
     other_order[other_order.index(b"label")] ^= 1
     assert decode._decode_together([*some, bytes(other_order)], features) is None
-    assert decode._decode_together([*some, some[0] + b"\0"], features) is None
+    # One with another length, here by an unknown field, is cut at its own places.
+    longer = [some[0] + b"\x12\0", *some]
+    for one, other in zip(
+        decode._decode_together(longer, features),
+        decode._decode_one_by_one(longer, features),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 # Preparing
@@ -232,7 +236,7 @@ def truncate(path, size):
 def test_damaged_prepared_data_are_refused(data_dir_copy, split, damage, position):
     damage(data_dir_copy / MNIST / f"mnist_idx-{split}.array_record-00000-of-00001", position)
     source = datasets.open_dataset("mnist", str(data_dir_copy))
-    with pytest.raises(RunError, match="delete this folder and run") as error:
+    with pytest.raises(RunError, match=r"delete the folder .* and run") as error:
         source.read()
     assert str(data_dir_copy / MNIST) in str(error.value)
 
@@ -247,14 +251,13 @@ def test_changed_content_of_intact_records_is_refused(data_dir_copy):
     for example in examples:
         writer.write(bytes(example))
     writer.close()
-    with pytest.raises(RunError, match="test: checksum of the content"):
+    with pytest.raises(RunError, match=r"damaged .SHA-256 of the content is"):
         datasets.load("mnist", str(data_dir_copy))
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("metadata.json", "{}"),
         ("metadata.json", "{"),
         ("dataset_info.json", '{"name": '),
         ("dataset_info.json", None),
@@ -263,7 +266,7 @@ def test_changed_content_of_intact_records_is_refused(data_dir_copy):
 def test_damaged_description_is_refused(data_dir_copy, name, content):
     path = data_dir_copy / MNIST / name
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(RunError, match="delete this folder and run") as error:
+    with pytest.raises(RunError, match=r"delete the folder .* and run") as error:
         datasets.load("mnist", str(data_dir_copy))
     assert str(data_dir_copy / MNIST) in str(error.value)
 
@@ -427,170 +430,3 @@ def test_counts_must_match_and_gzip_must_be_whole():
         idx.parse_split(images, gzip.compress(idx_file()), "train")
     with pytest.raises(ValueError, match="train images: damaged gzip data"):
         idx.parse_split(images[:-9], gzip.compress(idx_file()), "train")
-
-
-# Data sets of other people
-
-
-class Foreign(tfds.core.GeneratorBasedBuilder):
-    """A small data set whose features and splits a test chooses."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    features: dict
-    splits: dict
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(self.features)
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        return {name: iter(enumerate(examples)) for name, examples in self.splits.items()}
-
-    def _generate_examples(self):
-        raise NotImplementedError
-
-
-CLASSES = tfds.features.ClassLabel(num_classes=300)
-GRAY = tfds.features.Tensor(shape=(5, 4), dtype=np.uint8)
-RGB = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
-
-
-def gray_examples(count):
-    """Different images [5, 4] and labels up to 299, which take two bytes in a record."""
-    pixels = np.arange(20, dtype=np.uint8).reshape(5, 4)
-    return [{"image": pixels + i, "label": 299 - i} for i in range(count)]
-
-
-def png(value, size=(6, 7)):
-    """The bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, 1, 2)).save(file, "png")
-    return file.getvalue()
-
-
-def prepare_foreign(tmp_path, monkeypatch, features, splits):
-    """Writes a data set named `foreign` and returns its root folder."""
-    monkeypatch.setattr(Foreign, "features", features, raising=False)
-    monkeypatch.setattr(Foreign, "splits", splits, raising=False)
-    Foreign(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    return str(tmp_path)
-
-
-@pytest.mark.parametrize("test_split", ["test", "validation"])
-def test_foreign_tensor_images(tmp_path, monkeypatch, test_split):
-    splits = {"train": gray_examples(8), test_split: gray_examples(3)}
-    root = prepare_foreign(tmp_path, monkeypatch, {"image": GRAY, "label": CLASSES}, splits)
-    source = datasets.open_dataset("foreign", root)
-    assert (source.image_shape, source.num_test, source.num_classes) == ((5, 4, 1), 3, 300)
-    data = source.read()
-    assert data.train_images.shape == (8, 5, 4, 1)
-    assert data.train_images.dtype == np.uint8
-    np.testing.assert_array_equal(data.train_images[7, :, :, 0], splits["train"][7]["image"])
-    assert data.train_labels.tolist() == list(range(299, 291, -1))
-
-
-def test_foreign_data_set_without_its_code(tmp_path, monkeypatch):
-    splits = {"train": gray_examples(8), "test": gray_examples(3)}
-    root = prepare_foreign(tmp_path, monkeypatch, {"image": GRAY, "label": CLASSES}, splits)
-    # As if it were known by its files only.
-    (tmp_path / "foreign").rename(tmp_path / "stranger")
-    info = tmp_path / "stranger" / "1.0.0" / "dataset_info.json"
-    info.write_text(json.dumps({**json.loads(info.read_text()), "name": "stranger"}))
-    for path in info.parent.glob("foreign-*"):
-        path.rename(path.with_name(path.name.replace("foreign", "stranger")))
-    assert datasets.load("stranger", root).train_labels[0] == 299
-
-
-def test_foreign_png_images_are_decoded(tmp_path, monkeypatch):
-    splits = {
-        "train": [{"image": png(value), "label": value} for value in (9, 8)],
-        "test": [{"image": png(7), "label": 7}],
-    }
-    root = prepare_foreign(tmp_path, monkeypatch, {"image": RGB, "label": CLASSES}, splits)
-    source = datasets.open_dataset("foreign", root)
-    assert source.image_shape == (7, 6, 3)
-    data = source.read()
-    assert data.train_images.shape == (2, 7, 6, 3)
-    assert data.train_images[:, 3, 3].tolist() == [[9, 1, 2], [8, 1, 2]]
-
-
-@pytest.mark.parametrize(
-    ("features", "splits", "problem"),
-    [
-        (
-            {"image": GRAY, "label": CLASSES},
-            {"train": gray_examples(2)},
-            "has the splits train; needed are 'train' and 'test'",
-        ),
-        (
-            {"image": GRAY},
-            {split: [{"image": np.zeros((5, 4), np.uint8)}] for split in ("train", "test")},
-            "has the features image; needed are 'image' and 'label'",
-        ),
-        (
-            {"image": GRAY, "label": np.int64},
-            {"train": gray_examples(2), "test": gray_examples(2)},
-            "'label' is no ClassLabel",
-        ),
-        (
-            {"image": tfds.features.Tensor(shape=(5, 4), dtype=np.float32), "label": CLASSES},
-            {
-                split: [{"image": np.zeros((5, 4), np.float32), "label": 0}]
-                for split in ("train", "test")
-            },
-            "'image' is Tensor.*float32.*needed is uint8",
-        ),
-        (
-            {"image": RGB, "label": CLASSES},
-            {
-                "train": [{"image": png(1), "label": 0}, {"image": png(1, (9, 9)), "label": 0}],
-                "test": [{"image": png(1), "label": 0}],
-            },
-            "different shapes",
-        ),
-        (
-            {"image": RGB, "label": CLASSES},
-            {
-                "train": [{"image": png(1), "label": 0}],
-                "test": [{"image": png(1, (9, 9)), "label": 0}],
-            },
-            "split 'test' have shape",
-        ),
-    ],
-)
-def test_unusable_foreign_data_sets(tmp_path, monkeypatch, features, splits, problem):
-    root = prepare_foreign(tmp_path, monkeypatch, features, splits)
-    with pytest.raises(UsageError, match=f"--dataset=foreign.*{problem}"):
-        datasets.load("foreign", root)
-
-
-def test_labels_must_be_classes(tmp_path, monkeypatch):
-    splits = {"train": gray_examples(8), "test": gray_examples(3)}
-    root = prepare_foreign(tmp_path, monkeypatch, {"image": GRAY, "label": CLASSES}, splits)
-    source = dataclasses.replace(datasets.open_dataset("foreign", root), num_classes=299)
-    with pytest.raises(UsageError, match="labels from 292 to 299, valid are 0 to 298"):
-        source.read()
-
-
-def test_foreign_not_prepared_or_not_random_access(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"--dataset=cifar10 .*not prepared"):
-        datasets.open_dataset("cifar10", str(tmp_path))
-    splits = {"train": gray_examples(8), "test": gray_examples(3)}
-    root = prepare_foreign(tmp_path, monkeypatch, {"image": GRAY, "label": CLASSES}, splits)
-    info = tmp_path / "foreign" / "1.0.0" / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    for path in info.parent.glob("*.array_record-*"):
-        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
-    with pytest.raises(UsageError, match="prepared as tfrecord, which cannot be read"):
-        datasets.open_dataset("foreign", root)
-
-
-@pytest.mark.parametrize("name", ["fashion_mnits", "no_such_data_set", "../x", "", "a b"])
-def test_unknown_names_are_usage_errors_of_one_line(tmp_path, name):
-    with pytest.raises(UsageError) as error:
-        datasets.open_dataset(name, str(tmp_path))
-    message = str(error.value)
-    assert f"--dataset={name}" in message
-    assert "mnist, fashion_mnist, kmnist" in message
-    assert "\n" not in message
-    assert len(message) < 400

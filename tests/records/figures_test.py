@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from etils import epath
 
-from trainer.errors import UsageError
+from trainer.config import TrainConfig
 from trainer.records import figures
-from trainer.schedules.cyclical import create_triangular_schedule
+from trainer.records.history import Resume, RunHistory
+from trainer.schedules import create_plan, create_schedule, create_triangular_schedule
 from trainer.schedules.range_curves import analyze
-from trainer.workdir.files import RunHistory, note_resume, read_history
 
 
 def history(
-    num_steps: int, steps_per_cycle: int, resumes: tuple[int, ...] = (), momentum: bool = False
+    num_steps: int,
+    steps_per_cycle: int,
+    resumes: tuple[Resume, ...] = (),
+    momentum: bool = False,
+    averages: tuple[str, ...] = (),
 ) -> RunHistory:
     """A run in epochs of 468 steps with one odd loss and one odd accuracy, tested every epoch."""
     steps = np.arange(num_steps, dtype=np.float64)
@@ -36,19 +40,25 @@ def history(
         train["momentum"] = 0.95 - train["learning_rate"]
     tests = np.arange(468, num_steps + 1, 468, dtype=np.float64)
     test = {"step": tests, "loss": 1 / tests, "accuracy": 1 - 1 / tests}
-    config = {"dataset": "mnist", "model": "cnn", "optimizer": "sgd", "batch_size": 128}
-    return RunHistory({**config, "num_steps": num_steps}, train, test, list(resumes))
+    config = TrainConfig(num_steps=num_steps, steps_per_cycle=steps_per_cycle)
+    kinds = {kind: {name: values[1:] for name, values in test.items()} for kind in averages}
+    return RunHistory(epath.Path("runs/a"), config, train, test, kinds, list(resumes))
 
 
 def extents(axes) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and highest point of each curve and each filled area."""
     curves = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) > 2]
     curves += [area.get_paths()[0].vertices[:, 1] for area in axes.collections]
-    return min(map(np.min, curves)), max(map(np.max, curves))
+    values = np.concatenate(curves)
+    return values.min(), values.max()
 
 
 def vertical_lines(axes) -> list[float]:
     return sorted({line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2})
+
+
+def labels(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -57,8 +67,10 @@ def png_size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 50, 468, 4680, 50_000])
-@pytest.mark.parametrize("steps_per_cycle", [2, 117, 2340])
+@pytest.mark.parametrize(
+    ("num_steps", "steps_per_cycle"),
+    [(1, 2), (2, 2), (50, 2), (468, 117), (4680, 2), (50_000, 117), (50_000, 2340)],
+)
 def test_the_extremes_of_every_step_are_drawn(num_steps: int, steps_per_cycle: int) -> None:
     run = history(num_steps, steps_per_cycle)
     rates, losses, _ = figures.report_figure(run).axes[:3]
@@ -67,18 +79,21 @@ def test_the_extremes_of_every_step_are_drawn(num_steps: int, steps_per_cycle: i
             values = run.train[name]
             assert extents(axes)[1] == values.max()
         assert extents(rates)[0] == run.train["learning_rate"].min()
+    else:
+        # A line of one point would show nothing.
+        assert {line.get_marker() for line in (rates.lines[0], losses.lines[0])} == {"o"}
     assert rates.get_ylim()[0] == 0
     assert rates.get_xlim() == (0, num_steps)
 
 
 def test_marks_of_epochs_cycles_and_resumes() -> None:
-    axes = figures.report_figure(history(1500, 250, resumes=(300, 900))).axes
-    epochs, resumes, cycles = [468, 936, 1404], [300, 900], [250, 500, 750, 1000, 1250]
-    assert vertical_lines(axes[0]) == sorted(epochs + resumes + cycles)
-    assert vertical_lines(axes[1]) == vertical_lines(axes[2]) == sorted(epochs + resumes)
-    labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
-    assert labels == ["end of every cycle", "resumed 2 times"]
-    assert [text.get_text() for text in axes[1].get_legend().get_texts()][-1].startswith("test")
+    resumes = Resume(300), Resume(900, {"lr_max": (0.03, 0.1)})
+    axes = figures.report_figure(history(1500, 250, resumes)).axes
+    epochs, cycles = [468, 936, 1404], [250, 500, 750, 1000, 1250]
+    assert vertical_lines(axes[0]) == sorted([*epochs, 300, 900, *cycles])
+    assert vertical_lines(axes[1]) == vertical_lines(axes[2]) == sorted([*epochs, 300, 900])
+    assert labels(axes[0]) == ["end of every cycle", "resumed 2 times"]
+    assert labels(axes[1])[-1].startswith("test, last 0.0007")
 
 
 def test_marks_are_thinned_out() -> None:
@@ -86,108 +101,127 @@ def test_marks_are_thinned_out() -> None:
     assert vertical_lines(axes[1]) == [468 * 10 * k for k in range(1, 11)]
     cycles = set(vertical_lines(axes[0])) - set(vertical_lines(axes[1]))
     assert cycles == {117 * 50 * k for k in range(1, 9)} - set(vertical_lines(axes[1]))
-
-
-@pytest.mark.parametrize(
-    ("count", "every"),
-    [(0, 1), (16, 1), (17, 2), (32, 2), (33, 5), (81, 10), (427, 50), (900, 100)],
-)
-def test_every_which_mark(count: int, every: int) -> None:
-    assert figures.mark_every(count) == every
+    assert labels(axes[0]) == ["lowest to highest, 428 cycles", "end of every 50 cycles"]
 
 
 def test_a_run_with_momentum_has_a_panel_more() -> None:
-    panels = figures.report_figure(history(468, 117, momentum=True)).axes
-    assert [axes.get_ylabel() for axes in panels] == [
-        "learning rate",
-        "momentum",
-        "loss",
-        "accuracy, %",
+    run = history(468, 117, momentum=True)
+    run.train["momentum"][:100] = np.nan  # It was switched on at a resume.
+    panels = figures.report_figure(run).axes
+    names = ["learning rate", "momentum", "loss", "accuracy, %"]
+    assert [axes.get_ylabel() for axes in panels] == names
+    np.testing.assert_array_equal(panels[1].lines[0].get_xdata(), np.arange(100, 468))
+    np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), run.train["momentum"][100:])
+
+
+def test_averages_are_drawn_beside_the_test() -> None:
+    figure = figures.report_figure(history(1500, 250, averages=("average", "ema")))
+    accuracy = figure.axes[2]
+    assert labels(accuracy)[-3:] == [
+        "test, last 99.93 %",
+        "average, last 99.93 %",
+        "ema, last 99.93 %",
     ]
-    momentum = history(468, 117, momentum=True).train["momentum"]
-    np.testing.assert_array_equal(panels[1].lines[0].get_ydata(), momentum)
+    drawn = {line.get_label(): list(line.get_xdata()) for line in accuracy.lines}
+    assert drawn["test, last 99.93 %"] == [468, 936, 1404]
+    assert drawn["ema, last 99.93 %"] == [936, 1404]
 
 
-def test_envelope_keeps_extremes_and_order() -> None:
-    values = np.random.default_rng(0).standard_normal(10_000)
-    steps, kept = figures.envelope(np.arange(10_000.0), values, most_bins=100)
-    assert len(steps) <= 202
-    assert (np.diff(steps) > 0).all()
-    np.testing.assert_array_equal(values[steps.astype(int)], kept)
-    for low in range(0, 10_000, 100):
-        within = kept[(steps >= low) & (steps < low + 100)]
-        part = values[low : low + 100]
-        assert (within.min(), within.max()) == (part.min(), part.max())
-    few = np.arange(200.0)
-    assert figures.envelope(few, few, most_bins=100)[0] is few
+def test_a_picture_says_what_run_it_is_of() -> None:
+    changes = {"lr_max": (0.03, 0.1), "momentum": (0.9, 0.5)}
+    run = history(1500, 250, (Resume(300), Resume(900, changes)))
+    figure = figures.report_figure(run)
+    assert figure.get_suptitle() == "test accuracy 99.93 % after 1,500 steps"
+    assert figure.get_supxlabel() == (
+        "mnist, cnn, sgd, batches of 128; triangular, learning rate 0.003 to 0.03 in cycles of "
+        "250 steps; seed 0\n"
+        "runs/a; resumed at step 300, 900 (lr_max 0.03 → 0.1, momentum 0.9 → 0.5)"
+    )
 
 
-@pytest.mark.parametrize("steps_per_cycle", [2, 3, 7, 117])
-def test_cycles_are_read_from_the_rates(steps_per_cycle: int) -> None:
-    schedule = create_triangular_schedule(0.003, 0.03, steps_per_cycle)
-    starts = figures.cycle_starts(np.asarray(schedule(np.arange(500))))
-    expected = np.arange(steps_per_cycle, 499, steps_per_cycle)
-    np.testing.assert_array_equal(starts, expected)
-    assert len(figures.cycle_starts(np.full(100, 0.1))) == 0
+@pytest.mark.parametrize(
+    ("num_steps", "asked", "headline"),
+    [
+        (1, 1, "1 step"),
+        (20, 10, "20 steps"),
+        (20, 4680, "20 of 4,680 steps"),
+        (500, 600, "test accuracy 99.79 % after 500 of 600 steps"),
+    ],
+)
+def test_the_headline(num_steps: int, asked: int, headline: str) -> None:
+    """Of 20 steps no run makes 10."""
+    run = history(num_steps, 7)
+    config = dataclasses.replace(run.config, num_steps=asked)
+    figure = figures.report_figure(dataclasses.replace(run, config=config))
+    assert figure.get_suptitle() == headline
 
 
-def test_the_accuracy_axis_shows_tests_and_what_follows_the_start() -> None:
-    train = np.concatenate([np.linspace(0.1, 0.9, 100), np.full(900, 0.97)])
-    low, high = figures.accuracy_limits(train, np.array([0.96, 0.99]), 1)
-    assert 95 < low < 96
-    assert 100 < high < 101
-    assert figures.accuracy_limits(np.full(10, 0.1), np.array([]), 1)[0] == 0
+def test_many_resumes_and_a_long_path_leave_room_for_the_run(tmp_path: Path) -> None:
+    resumes = tuple(Resume(step, {"lr_max": (0.1, 0.2)}) for step in range(1, 400))
+    run = dataclasses.replace(history(468, 117, resumes), workdir=epath.Path("a" * 500 + "end"))
+    figure = figures.report_figure(run)
+    text = figure.get_supxlabel()
+    assert text.count("\n") < 6
+    assert "aend; resumed at step 1 (lr_max 0.1 → 0.2), 2" in text.replace("\n", " ")
+    assert "… 391 more …" in text.replace("\n", " ")
+    figure.savefig(tmp_path / "a.png")
+    assert figure.axes[0].get_position().width > 0.8
 
 
-def test_report_while_the_run_goes_on(tmp_path: Path) -> None:
-    """The last line is cut off; no test has been made."""
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_flat_curves_are_drawn_without_a_warning(value: float, tmp_path: Path) -> None:
+    run = history(500, 117, averages=("ema",))
+    for columns in (run.train, run.test, *run.averages.values()):
+        columns["loss"][:] = columns["accuracy"][:] = value
+    run.train["learning_rate"][:] = 0
+    figures.report_figure(run).savefig(tmp_path / "a.png")
+
+
+def test_report_of_a_workdir(tmp_path: Path) -> None:
     line = {"split": "train", "epoch": 0, "learning_rate": 0.1, "loss": 2.0, "accuracy": 0.1}
-    lines = [json.dumps({**line, "step": step}) for step in range(50)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines)[:-20])
-    (tmp_path / "config.json").write_text(json.dumps(history(99, 7).config))
-    note_resume(epath.Path(tmp_path), 30)
-    run = read_history(tmp_path)
-    np.testing.assert_array_equal(run.train["step"], np.arange(49))
-    assert (len(run.test["step"]), run.resumes) == (0, [30])
+    lines = [json.dumps({**line, "step": step}) + "\n" for step in range(50)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    (tmp_path / "config.json").write_text("{}")
     path = figures.draw_report(tmp_path)
-    assert png_size(path) == (1000, 900)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "config.json",
-        "metrics.jsonl",
-        "report.png",
-        "resumes.json",
-    ]
+    assert png_size(Path(path)) == (1500, 1350)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["config.json", "metrics.jsonl", "report.png"]
 
 
-@pytest.mark.parametrize("files", [{}, {"metrics.jsonl": ""}, {"config.json": "{}"}])
-def test_no_records(files: dict[str, str], tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UsageError, match=f"--workdir={tmp_path}: there are no records .* valid"):
-        figures.draw_report(tmp_path)
-    assert not (tmp_path / "report.png").exists()
-
-
-def test_resumes_outlive_rewinds(tmp_path: Path) -> None:
-    workdir, config = epath.Path(tmp_path), history(1, 7).config
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    line = {"split": "train", "step": 0, "epoch": 0, "learning_rate": 0.1}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({**line, "loss": 1, "accuracy": 0}) + "\n")
-    seen = []
-    for first_step in (0, 20, 20, 50, 30, 0):
-        note_resume(workdir, first_step)
-        seen.append(read_history(tmp_path).resumes)
-    assert seen == [[], [20], [20], [20, 50], [20, 30], []]
+def draw(num_steps: int, workdir: Path, **fields):
+    config = TrainConfig(num_steps=num_steps, steps_per_cycle=117, **fields)
+    plan = create_plan(config, 60_000)
+    return figures.schedule_figure(create_schedule(config), config, plan, workdir)
 
 
 def test_picture_of_the_schedule(tmp_path: Path) -> None:
-    schedule = create_triangular_schedule(0.003, 0.03, 117)
-    path = figures.draw_schedule(schedule, 4680, 468, tmp_path / "new")
+    config = TrainConfig(steps_per_cycle=117)
+    plan = create_plan(config, 60_000)
+    path = figures.draw_schedule(create_schedule(config), config, plan, tmp_path / "new")
     assert path == epath.Path(tmp_path / "new" / "schedule.png")
-    assert png_size(Path(path)) == (1000, 420)
-    (axes,) = figures.schedule_figure(np.asarray(schedule(np.arange(200))), 100).axes
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), schedule(np.arange(200)))
-    assert vertical_lines(axes) == [100, 117]
+    assert png_size(Path(path)) == (1500, 660)
+    figure = draw(600, Path("runs/a"))
+    (axes,) = figure.axes
+    expected = create_triangular_schedule(3e-3, 3e-2, 117)(np.arange(600))
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), expected)
+    assert vertical_lines(axes) == [117, 234, 351, 468, 585]
+    assert figure.get_suptitle() == "planned: 600 steps, 1.28 epochs of 468 steps"
+    assert figure.get_supxlabel() == (
+        "mnist, cnn, sgd, batches of 128; triangular, learning rate 0.003 to 0.03 in cycles of "
+        "117 steps; seed 0\nruns/a"
+    )
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 468, 1_170_000, 2**31 - 1])
+@pytest.mark.parametrize("lr_schedule", ["triangular", "exp_range", "constant"])
+def test_the_schedule_of_a_run_of_any_length(num_steps: int, lr_schedule: str) -> None:
+    axes = draw(num_steps, Path("runs/a"), lr_schedule=lr_schedule).axes[0]
+    assert axes.get_xlim() == (0, num_steps)
+    if num_steps > 117:
+        highest = 0.0298 if lr_schedule == "exp_range" else 0.03
+        assert extents(axes)[1] == pytest.approx(highest, rel=1e-2)
+        lowest = 0.03 if lr_schedule == "constant" else 0.003
+        assert extents(axes)[0] == pytest.approx(lowest, rel=1e-6)
 
 
 @pytest.mark.parametrize("exponential", [True, False])
@@ -206,7 +240,7 @@ def test_picture_of_a_range_test(diverged: bool, exponential: bool, tmp_path: Pa
     assert loss.lines[-1].get_xdata()[0] == test.steepest
     np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), 100 * test.accuracies)
     path = figures.draw_range_test(test, exponential, epath.Path(tmp_path) / "a.png")
-    assert png_size(Path(path)) == (1000, 750)
+    assert png_size(Path(path)) == (1500, 1125)
     unclear = dataclasses.replace(test, lr_min=None, lr_max=None, steepest=None)
     bare = figures.range_test_figure(unclear, exponential).axes
     assert vertical_lines(bare[0]) == [rates[550]] * diverged

@@ -71,8 +71,8 @@ def test_a_rate_that_another_version_would_apply_is_refused(
 ) -> None:
     train(dataclasses.replace(config, num_steps=10), tmp_path)
 
-    def other_version(name: str, lr_min: float, lr_max: float, steps_per_cycle: int, *_: float):
-        return create_triangular_schedule(lr_min, lr_max, steps_per_cycle + 1)
+    def other_version(config: TrainConfig):
+        return create_triangular_schedule(config.lr_min, config.lr_max, 8)
 
     monkeypatch.setattr("trainer.run.job.create_schedule", other_version)
     with pytest.raises(RunError, match="checkpoint 10 says that the next learning rate"):

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import assert_same_bits, checkpoint_steps, read_metrics, stored_state
+from tests.helpers import assert_same_bits, checkpoint_steps, read_metrics, resolved, stored_state
 from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.run import job, loop
+from trainer.run import loop, outputs
+from trainer.run.describe import describe
 from trainer.run.loop import train
 from trainer.schedules.cyclical import create_momentum_schedule, create_triangular_schedule
-from trainer.step.train_step import choose_steps_per_call
+from trainer.step.several_steps import choose_steps_per_call
 
 
 def test_stop_and_resume_is_no_stop(config: TrainConfig, tmp_path: Path) -> None:
@@ -35,12 +36,12 @@ def test_resume_of_the_cnn(config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path / "unbroken")
     train(dataclasses.replace(config, num_steps=4), tmp_path / "broken")
     train(config, tmp_path / "broken")
-    states = [stored_state(tmp_path / name, 6, "cnn") for name in ("broken", "unbroken")]
+    states = [stored_state(tmp_path / name, 6) for name in ("broken", "unbroken")]
     assert_same_bits(*states)
 
 
 def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
-    test = train(config, tmp_path)
+    result = train(config, tmp_path)
     found = read_metrics(tmp_path)
     train_lines = [line for line in found if line["split"] == "train"]
     schedule = create_triangular_schedule(config.lr_min, config.lr_max, 7)
@@ -49,11 +50,12 @@ def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
     tests = [line for line in found if line["split"] == "test"]
     assert [line["step"] for line in tests] == [20, 40, 60]
     assert [line["examples"] for line in tests] == [10000] * 3
-    assert tests[-1] == test
-    assert test["accuracy"] > 0.8
+    assert (result.step, result.complete, result.workdir) == (60, True, str(tmp_path))
+    assert (tests[-1]["loss"], tests[-1]["accuracy"]) == (result.test_loss, result.test_accuracy)
+    assert result.test_accuracy > 0.8
     assert train_lines[-1]["loss"] < train_lines[0]["loss"]
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert TrainConfig(**stored) == config.resolve(config.plan(60000), "tree", 1)
+    assert TrainConfig(**stored) == resolved(config)
 
 
 def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
@@ -78,12 +80,12 @@ def test_resume_says_where_it_goes_on(
 def test_a_complete_run_says_so_and_how_to_go_on(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(dataclasses.replace(config, num_epochs=1), tmp_path)
+    first = train(dataclasses.replace(config, num_epochs=1), tmp_path)
     before = written(tmp_path)
     with caplog.at_level(logging.INFO, "trainer"):
-        assert train(dataclasses.replace(config, num_epochs=1), tmp_path) is None
-    assert "is complete: 20 of 20 steps" in caplog.text
-    assert "for an epoch more: --num_steps=40" in caplog.text
+        again = train(dataclasses.replace(config, num_epochs=1), tmp_path)
+    assert again == first
+    assert "is complete: 20 steps; to train an epoch more: --num_steps=40" in caplog.text
     assert "resuming" not in caplog.text
     assert written(tmp_path) == before
 
@@ -92,7 +94,7 @@ def test_a_run_of_an_older_version_goes_on(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint whose configuration has none of the later fields."""
-    real = loop.checkpoint_meta
+    real = outputs.checkpoint_meta
 
     def older(*arguments) -> dict:
         meta = real(*arguments)
@@ -108,7 +110,7 @@ def test_a_run_of_an_older_version_goes_on(
 
     train(dataclasses.replace(config, num_steps=12), tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "checkpoint_meta", older)
+        patch.setattr(outputs, "checkpoint_meta", older)
         train(dataclasses.replace(config, num_steps=8), tmp_path / "broken")
     assert inspection.inspect(tmp_path / "broken")["cycle_step"] == 1
     train(dataclasses.replace(config, num_steps=12), tmp_path / "broken")
@@ -177,7 +179,7 @@ def test_workdir_that_cannot_be_made(config: TrainConfig, tmp_path: Path) -> Non
 
 
 def test_the_plan_in_words(config: TrainConfig, tmp_path: Path) -> None:
-    text = job.describe(job.prepare(config, tmp_path / "run"))
+    text = describe(loop.plan(config, tmp_path / "run"))
     for words in (
         "2 devices (cpu), each 1500 of the 3000 examples",
         "60000 training and 10000 test examples of mnist",
@@ -193,7 +195,7 @@ def test_the_plan_in_words(config: TrainConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize("standardize", [False, True])
 def test_inspect_and_evaluate(config: TrainConfig, tmp_path: Path, standardize: bool) -> None:
     config = dataclasses.replace(config, standardize=standardize, num_steps=24)
-    test = train(config, tmp_path)
+    result = train(config, tmp_path)
     found = inspection.inspect(tmp_path)
     schedule = create_triangular_schedule(config.lr_min, config.lr_max, 7)
     assert {name: found[name] for name in ("step", "epoch", "cycle", "cycle_step")} == {
@@ -208,8 +210,8 @@ def test_inspect_and_evaluate(config: TrainConfig, tmp_path: Path, standardize: 
         given = TrainConfig(data_dir=config.data_dir, num_devices=num_devices)
         again = inspection.evaluate(tmp_path, given)
         assert (again["step"], again["examples"]) == (24, 10000)
-        assert again["accuracy"] == test["accuracy"]
-        np.testing.assert_allclose(again["loss"], test["loss"], rtol=1e-5)
+        assert again["accuracy"] == result.test_accuracy
+        np.testing.assert_allclose(again["loss"], result.test_loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_a_picture_that_fails_does_not_fail_the_run(
 ) -> None:
     (tmp_path / "report.png").mkdir()  # No file can take its place.
     config = dataclasses.replace(config, num_steps=2, report=True)
-    assert train(config, tmp_path)["step"] == 2
+    assert train(config, tmp_path).step == 2
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [record.message.startswith("no picture of the run: ") for record in warnings] == [True]
     assert "\n" not in warnings[0].message

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from tests.helpers import schedule_named
 from trainer.config import TrainConfig
 from trainer.run.preview import advice, draw, mid_cycle_warning
-from trainer.schedules.cyclical import create_schedule
+from trainer.schedules import create_plan
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -16,8 +17,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 def drawing(width: int, **given) -> tuple[str, str]:
     """The line of blocks and the line of numbers."""
     config = TrainConfig(**given)
-    plan = config.plan(60000)
-    schedule = create_schedule(
+    plan = create_plan(config, 60000)
+    schedule = schedule_named(
         config.lr_schedule,
         config.lr_min,
         config.lr_max,
@@ -79,7 +80,7 @@ def test_any_width_and_length(width: int, num_steps: int, name: str) -> None:
 def test_the_numbers_are_those_of_all_steps(name: str, num_steps: int) -> None:
     given = {"lr_schedule": name, "num_steps": num_steps, "cycle_up_fraction": 0.3}
     _, numbers = drawing(50, **given, lr_gamma=0.999)
-    rates = np.asarray(create_schedule(name, 3e-3, 3e-2, 117, 0.999, 0.3)(np.arange(num_steps)))
+    rates = np.asarray(schedule_named(name, 3e-3, 3e-2, 117, 0.999, 0.3)(np.arange(num_steps)))
     assert numbers.startswith(
         f"▁ {rates.min():.6g}  █ {rates.max():.6g}  first {rates[0]:.6g}  last {rates[-1]:.6g}  "
     )
@@ -96,7 +97,7 @@ def test_the_numbers_are_those_of_all_steps(name: str, num_steps: int) -> None:
 )
 def test_no_warning_where_a_cycle_ends(given: dict) -> None:
     config = TrainConfig(**given)
-    assert mid_cycle_warning(config, config.plan(60000)) is None
+    assert mid_cycle_warning(config, create_plan(config, 60000)) is None
 
 
 @pytest.mark.parametrize(
@@ -115,13 +116,13 @@ def test_no_warning_where_a_cycle_ends(given: dict) -> None:
 )
 def test_the_lengths_that_a_warning_names_need_none(given: dict, message: str) -> None:
     config = TrainConfig(**given)
-    warning = mid_cycle_warning(config, config.plan(60000))
+    warning = mid_cycle_warning(config, create_plan(config, 60000))
     assert warning is not None
     assert re.search(message, warning)
     for word in warning.split():
         if word.startswith("--num_steps="):
             better = dataclasses.replace(config, num_steps=int(word.partition("=")[2]))
-            assert mid_cycle_warning(better, better.plan(60000)) is None
+            assert mid_cycle_warning(better, create_plan(better, 60000)) is None
 
 
 def test_advice_of_the_paper() -> None:
@@ -131,11 +132,11 @@ def test_advice_of_the_paper() -> None:
         {"lr_schedule": "constant"},
     ):
         config = TrainConfig(**given)
-        assert advice(config, config.plan(60000)) is None
+        assert advice(config, create_plan(config, 60000)) is None
     for given, end in (
         ({}, "here 40 and 0.125"),
         ({"steps_per_cycle": 4 * 468, "num_cycles": 2}, "here 2 and 2"),
         ({"steps_per_cycle": 22 * 468, "num_cycles": 3}, "here 3 and 11"),
     ):
         config = TrainConfig(**given)
-        assert str(advice(config, config.plan(60000))).endswith(end)
+        assert str(advice(config, create_plan(config, 60000))).endswith(end)

@@ -11,17 +11,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests import torch_table
+from tests.helpers import schedule_named
 from trainer import devices
+from trainer.config import TrainConfig
 from trainer.schedules.cyclical import (
     create_constant_schedule,
     create_exp_range_boundaries_schedule,
     create_exp_range_schedule,
     create_momentum_schedule,
-    create_schedule,
     create_triangular2_schedule,
     create_triangular_schedule,
 )
-from trainer.schedules.positions import position_at
+from trainer.schedules.plan import Position, create_plan
 from trainer.schedules.tables import rise_and_fall
 
 GRID = list(
@@ -138,25 +139,30 @@ def test_constant() -> None:
 
 
 def test_schedules_have_names() -> None:
-    assert create_schedule("triangular", 0.0, 1.0, 4, 0.5, 0.5)(5) == np.float32(0.5)
-    assert create_schedule("triangular2", 0.0, 1.0, 4, 0.5, 0.5)(5) == np.float32(0.25)
-    assert create_schedule("exp_range", 1.0, 2.0, 4, 0.5, 0.5)(1) == np.float32(1.25)
-    assert create_schedule("exp_range_boundaries", 1.0, 2.0, 4, 0.5, 0.5)(1) == np.float32(0.75)
-    assert create_schedule("constant", 0.0, 1.0, 4, 0.5, 0.5)(1) == 1
-    assert create_schedule("triangular", 0.0, 1.0, 4, 0.5, 0.25)(1) == 1
+    assert schedule_named("triangular", 0.0, 1.0, 4, 0.5, 0.5)(5) == np.float32(0.5)
+    assert schedule_named("triangular2", 0.0, 1.0, 4, 0.5, 0.5)(5) == np.float32(0.25)
+    assert schedule_named("exp_range", 1.0, 2.0, 4, 0.5, 0.5)(1) == np.float32(1.25)
+    assert schedule_named("exp_range_boundaries", 1.0, 2.0, 4, 0.5, 0.5)(1) == np.float32(0.75)
+    assert schedule_named("constant", 0.0, 1.0, 4, 0.5, 0.5)(1) == 1
+    assert schedule_named("triangular", 0.0, 1.0, 4, 0.5, 0.25)(1) == 1
+
+
+def position_at(step: int, steps_per_cycle: int, up: float = 0.5) -> Position:
+    config = TrainConfig(steps_per_cycle=steps_per_cycle, cycle_up_fraction=up)
+    return create_plan(config, 60000).position(step)
 
 
 @pytest.mark.parametrize("steps_per_cycle", [2, 5, 117])
 def test_position_rises_where_the_rate_does(steps_per_cycle: int) -> None:
     schedule = create_triangular_schedule(1e-3, 6e-3, steps_per_cycle)
     for step in range(3 * steps_per_cycle):
-        position = position_at(step, 468, steps_per_cycle, 0.5)
+        position = position_at(step, steps_per_cycle)
         assert position.rising == bool(schedule(step + 1) > schedule(step))
         assert position.cycle * steps_per_cycle + position.cycle_step == step
 
 
 def test_position_in_words() -> None:
-    words = str(position_at(1234, 468, 117, 0.5))
+    words = str(position_at(1234, 117))
     assert words == "step 1234: epoch 3, cycle 11, step 64 of 117 of the cycle, falling"
 
 
@@ -225,7 +231,7 @@ def test_family_is_its_formula_in_fractions(
 ) -> None:
     steps = np.unique(np.linspace(0, min(4 * steps_per_cycle, 200), 40).astype(int))
     arguments = (name, 3e-3, 3e-2, steps_per_cycle, gamma, up)
-    found = create_schedule(*arguments)(jnp.asarray(steps))
+    found = schedule_named(*arguments)(jnp.asarray(steps))
     expected = [float(exact(*arguments, int(step))) for step in steps]
     assert units_apart(found, expected).max() <= max(1, UNITS[name])
 
@@ -239,7 +245,7 @@ def test_family_up_to_a_million_steps(
 ) -> None:
     """Against float64; and the same bits eagerly, in jit, and where jit may fuse the rate."""
     steps = np.arange(10**6, dtype=np.int32)
-    schedule = create_schedule(name, *rates, steps_per_cycle, gamma, 0.5)
+    schedule = schedule_named(name, *rates, steps_per_cycle, gamma, 0.5)
     found = np.asarray(schedule(steps))
     expected = in_float64(name, *rates, steps_per_cycle, gamma, steps)
     # A height below 2**-126 of its first value is 0, somewhat earlier than in the formula.
@@ -263,7 +269,7 @@ def assert_same_bits(one: jax.Array, other: np.ndarray) -> None:
 def test_family_has_the_same_bits_one_by_one(name: str, gamma: float) -> None:
     steps = [0, 59, 118, 1000, 14741, 2**24 + 1, LAST_STEP - 1, LAST_STEP]
     counts = jnp.array(steps, jnp.int32)
-    for create, low, high in ((create_schedule, 3e-3, 3e-2), (create_momentum_schedule, 0.8, 0.9)):
+    for create, low, high in ((schedule_named, 3e-3, 3e-2), (create_momentum_schedule, 0.8, 0.9)):
         schedule = create(name, low, high, 3, gamma, 0.5)
         expected = schedule(counts)
         assert expected.dtype == jnp.float32
@@ -283,7 +289,7 @@ def test_family_ends_in_plain_numbers(name: str, gamma: float) -> None:
     steps = np.unique(np.r_[0:3000, 2**20 : 2**20 + 100, LAST_STEP - 300 : LAST_STEP])
     for steps_per_cycle in (2, 3, 117, 2**20):
         for low in (0.0, 1e-3):
-            schedule = create_schedule(name, low, 0.1, steps_per_cycle, gamma, 0.5)
+            schedule = schedule_named(name, low, 0.1, steps_per_cycle, gamma, 0.5)
             rates = np.asarray(schedule(np.append(steps, LAST_STEP)))
             assert np.isfinite(rates).all()
             assert ((rates == 0) | (rates >= SMALLEST)).all()
@@ -291,7 +297,7 @@ def test_family_ends_in_plain_numbers(name: str, gamma: float) -> None:
                 assert (rates >= np.float32(low)).all()
             assert (rates <= np.float32(0.1)).all()
     if name == "triangular2":
-        schedule = create_schedule(name, 1e-3, 0.1, 4, 1.0, 0.5)
+        schedule = schedule_named(name, 1e-3, 0.1, 4, 1.0, 0.5)
         np.testing.assert_array_equal(schedule(np.arange(4 * 127, 4 * 140)), np.float32(1e-3))
 
 
@@ -306,7 +312,7 @@ def test_first_cycles_and_valleys(rates: tuple[float, float], steps_per_cycle: i
     assert_same_bits(boundaries(steps), first)
     starts = steps_per_cycle * np.arange(200)
     for name, gamma in (("triangular2", 1.0), ("exp_range", 0.999)):
-        valleys = create_schedule(name, *rates, steps_per_cycle, gamma, 0.5)(starts)
+        valleys = schedule_named(name, *rates, steps_per_cycle, gamma, 0.5)(starts)
         np.testing.assert_array_equal(valleys, np.float32(rates[0]))
 
 
@@ -337,7 +343,8 @@ def test_where_the_top_is(steps_per_cycle: int, up: float, expected: tuple[int, 
     top = expected[0]
     np.testing.assert_array_equal(np.nonzero(rates == 1)[0], np.arange(top, 1000, steps_per_cycle))
     for step in range(3 * steps_per_cycle):
-        assert position_at(step, 468, steps_per_cycle, up).rising == (rates[step + 1] > rates[step])
+        rising = position_at(step, steps_per_cycle, up).rising
+        assert rising == (rates[step + 1] > rates[step])
 
 
 @pytest.mark.parametrize("mode", torch_table.MODES)
@@ -346,7 +353,7 @@ def test_against_pytorch(mode: str) -> None:
     table = np.load(torch_table.PATH)
     steps, rest = torch_table.STEPS, (torch_table.STEPS_PER_CYCLE, torch_table.GAMMA, 0.5)
     assert len(steps) == 541
-    rates = create_schedule(mode, torch_table.LR_MIN, torch_table.LR_MAX, *rest)(steps)
+    rates = schedule_named(mode, torch_table.LR_MIN, torch_table.LR_MAX, *rest)(steps)
     np.testing.assert_allclose(rates, table[f"lr_{mode}"], rtol=2e-7)
     ends = torch_table.MOMENTUM_MIN, torch_table.MOMENTUM_MAX
     momenta = create_momentum_schedule(mode, *ends, *rest)(steps)

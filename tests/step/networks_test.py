@@ -1,48 +1,121 @@
 """The networks have the shapes they are known for."""
 
-import flax.linen as nn
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from trainer.step.networks import CNN, MLP, create_model, scale_pixels
+from trainer.errors import UsageError
+from trainer.step.examples import scale_pixels
+from trainer.step.networks import Network, create_network
+
+KEY = jax.random.key(0)
 
 
-def num_parameters(model: nn.Module) -> int:
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+def num_parameters(network: Network) -> int:
+    params, statistics = jax.eval_shape(network.init, KEY)
+    assert not jax.tree.leaves(statistics)
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def test_cnn_is_that_of_the_flax_example() -> None:
     convolutions = (9 * 1 + 1) * 32 + (9 * 32 + 1) * 64
-    assert num_parameters(CNN()) == convolutions + (7 * 7 * 64 + 1) * 256 + (256 + 1) * 10
+    expected = convolutions + (7 * 7 * 64 + 1) * 256 + (256 + 1) * 10
+    assert num_parameters(create_network("cnn", (28, 28, 1), 10)) == expected
 
 
 def test_mlp() -> None:
-    assert num_parameters(MLP()) == (784 + 1) * 128 + (128 + 1) * 10
+    expected = (784 + 1) * 128 + (128 + 1) * 10
+    assert num_parameters(create_network("mlp", (28, 28, 1), 10)) == expected
 
 
+@pytest.mark.parametrize("shape", [(28, 28, 1), (4, 5, 3)])
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_are_float32_and_finite(name: str, dtype: str) -> None:
-    model = create_model(name, num_classes=7, compute_dtype=dtype)
-    inputs = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
-    variables = model.init(jax.random.key(0), inputs)
-    logits = model.apply(variables, inputs)
+def test_logits_are_float32_and_finite(name: str, dtype: str, shape: tuple[int, int, int]) -> None:
+    network = create_network(name, shape, num_classes=7, compute_dtype=dtype)
+    inputs = jax.random.normal(jax.random.key(1), (3, *shape))
+    params, statistics = network.init(KEY)
+    logits = network.apply(params, statistics, inputs)
     assert logits.shape == (3, 7)
     assert logits.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     assert np.all(np.isfinite(logits))
+
+
+def test_the_cnn_is_its_formula() -> None:
+    """Against plain lax operations, without flax."""
+    network = create_network("cnn", (28, 28, 1), 10)
+    params, statistics = network.init(KEY)
+    inputs = x = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
+    for layer in ("conv1", "conv2"):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        kernel = params[layer]["kernel"]
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+        x = jnp.maximum(x + params[layer]["bias"].reshape(1, 1, 1, -1), 0)
+        x = x.reshape(3, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4))
+    x = x.reshape(3, -1) @ params["dense1"]["kernel"] + params["dense1"]["bias"].reshape(1, -1)
+    expected = jnp.maximum(x, 0) @ params["dense2"]["kernel"]
+    expected = expected + params["dense2"]["bias"].reshape(1, -1)
+    found = network.apply(params, statistics, inputs)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    trained, _ = network.apply_in_training(params, statistics, inputs, KEY)
+    np.testing.assert_array_equal(trained, found)
 
 
 def test_bfloat16_computes_in_bfloat16() -> None:
     inputs = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
-    variables = CNN().init(jax.random.key(0), inputs)
-    exact = np.asarray(CNN().apply(variables, inputs))
-    rounded = np.asarray(CNN(dtype=jnp.bfloat16).apply(variables, inputs))
-    assert not np.array_equal(exact, rounded)
-    np.testing.assert_allclose(rounded, exact, rtol=0.1, atol=0.05)
+    exact, rounded = (
+        create_network("cnn", (28, 28, 1), 10, dtype) for dtype in ("float32", "bfloat16")
+    )
+    variables = exact.init(KEY)
+    one, other = (np.asarray(each.apply(*variables, inputs)) for each in (exact, rounded))
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(other, one, rtol=0.1, atol=0.05)
+
+
+def test_images_that_are_too_small_for_the_cnn_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"these are 3x9 pixels; use .* --model=mlp"):
+        create_network("cnn", (3, 9, 1), 10)
+
+
+class Restless(nnx.Module):
+    """Batch norm and two dropouts: what a network may keep between steps, and what it may not."""
+
+    def __init__(self, *, image_shape, num_classes, dtype, rngs):
+        self.norm = nnx.BatchNorm(math.prod(image_shape), rngs=rngs)
+        self.first = nnx.Dropout(0.5, rngs=rngs)
+        self.second = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, inputs):
+        """Return what both dropouts let through."""
+        x = self.norm(inputs.reshape(inputs.shape[0], -1))
+        return jnp.concatenate([self.first(x), self.second(x)], axis=1)
+
+
+def test_statistics_and_random_layers() -> None:
+    arguments = {"image_shape": (4, 4, 1), "num_classes": 2, "dtype": jnp.float32}
+    network = Network(lambda key: Restless(**arguments, rngs=nnx.Rngs(key)))
+    params, statistics = network.init(KEY)
+    assert set(statistics) == {"norm"}
+    inputs = 3 + jax.random.normal(jax.random.key(1), (64, 4, 4, 1))
+    one, after = network.apply_in_training(params, statistics, inputs, jax.random.key(1))
+    again, _ = network.apply_in_training(params, statistics, inputs, jax.random.key(1))
+    other, _ = network.apply_in_training(params, statistics, inputs, jax.random.key(2))
+    np.testing.assert_array_equal(one, again)
+    masks = [np.asarray(each) == 0 for each in (one, other)]
+    assert 0.4 < masks[0].mean() < 0.6
+    assert (masks[0] != masks[1]).any()
+    # Two layers of one shape draw two masks.
+    assert (masks[0][:, :16] != masks[0][:, 16:]).any()
+    expected = 0.99 * 0 + 0.01 * np.asarray(inputs).reshape(64, -1).mean(0)
+    np.testing.assert_allclose(after["norm"]["mean"], expected, rtol=1e-4)
+    still = network.apply(params, statistics, inputs)
+    np.testing.assert_array_equal(still[:, :16], still[:, 16:])
+    assert not np.array_equal(still, network.apply(params, after, inputs))
 
 
 def test_scale_pixels() -> None:

@@ -19,7 +19,8 @@ from trainer.errors import UsageError
 from trainer.run.loop import train
 from trainer.schedules.cyclical import create_triangular_schedule
 from trainer.step.batches import epoch_batches
-from trainer.step.networks import create_model
+from trainer.step.examples import place_examples
+from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
 from trainer.step.reductions import choose_reduction
 from trainer.step.state import (
@@ -27,7 +28,7 @@ from trainer.step.state import (
     create_train_state,
     train_state_init,
 )
-from trainer.step.train_step import create_train_step, place_examples
+from trainer.step.train_step import create_train_step
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_TRAIN = 960
@@ -53,14 +54,16 @@ def run(
     """Train on standardised images, on some devices; return the last state and all metrics."""
     mesh = devices.create_mesh("cpu", num_devices)
     replicated = devices.replicated(mesh)
-    model, tx = create_model(model_name, 10), OPTIMIZERS[optimizer]
+    model, tx = create_network(model_name, (28, 28, 1), 10), OPTIMIZERS[optimizer]
     schedule = create_triangular_schedule(*RATES[optimizer], 13)
-    state = create_train_state(train_state_init(model, tx, 0, IMAGE_SHAPE), replicated)
+    state = create_train_state(train_state_init(model, tx, 0), replicated)
     images, labels = mnist.train_images[:NUM_TRAIN], mnist.train_labels[:NUM_TRAIN]
     examples = place_examples(images, labels, mnist.pixel_mean, mnist.pixel_std, replicated)
     batches = epoch_batches(0, 0, NUM_TRAIN, batch_size)
     batches = jax.device_put(batches, devices.sharded(mesh, axis=1))
-    train_step = create_train_step(model, tx, schedule, mesh, reduction, gradient_shards)
+    train_step = create_train_step(
+        model, tx, schedule, mesh, reduction=reduction, gradient_shards=gradient_shards
+    )
     train_step = train_step.lower(state, examples, batches).compile()
     all_metrics = []
     for _ in range(num_steps):
@@ -112,9 +115,9 @@ def test_other_numbers_of_shards(
     for state in states[1:]:
         assert_same_bits(state, states[0])
     other, _ = run(mnist, 1, num_steps=10, batch_size=96)  # 8 shards
-    kernel = np.asarray(states[0][0].params["Dense_0"]["kernel"])
-    assert not np.array_equal(kernel, other.params["Dense_0"]["kernel"])
-    np.testing.assert_allclose(kernel, other.params["Dense_0"]["kernel"], rtol=1e-4, atol=1e-6)
+    kernel = np.asarray(states[0][0].params["dense1"]["kernel"])
+    assert not np.array_equal(kernel, other.params["dense1"]["kernel"])
+    np.testing.assert_allclose(kernel, other.params["dense1"]["kernel"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_name", ["mlp", "cnn"])
@@ -140,27 +143,26 @@ def test_the_rate_returned_is_the_rate_applied(mnist: Dataset) -> None:
     rates = np.array([m["learning_rate"] for m in metrics])
     np.testing.assert_array_equal(rates, schedule(np.arange(9)))
     # Of SGD the momentum is the direction.
-    direction = optax.tree_utils.tree_get(after.opt_state, "trace")["Dense_1"]["bias"]
+    direction = optax.tree_utils.tree_get(after.opt_state, "trace")["dense2"]["bias"]
     bias_before, bias_after = (
-        np.asarray(state.params["Dense_1"]["bias"], np.float64) for state in (before, after)
+        np.asarray(state.params["dense2"]["bias"], np.float64) for state in (before, after)
     )
     np.testing.assert_allclose((bias_before - bias_after) / direction, rates[-1], rtol=1e-4)
 
 
-def test_state_is_replicated_and_donated_and_nothing_goes_over_the_host(mnist: Dataset) -> None:
+def test_state_is_replicated_and_donated(mnist: Dataset) -> None:
     mesh = devices.create_mesh("cpu", 4)
     replicated = devices.replicated(mesh)
-    model, tx = create_model("mlp", 10), OPTIMIZERS["sgd"]
-    first = state = create_train_state(train_state_init(model, tx, 0, IMAGE_SHAPE), replicated)
+    model, tx = create_network("mlp", (28, 28, 1), 10), OPTIMIZERS["sgd"]
+    first = state = create_train_state(train_state_init(model, tx, 0), replicated)
     examples = place_examples(
         mnist.train_images[:64], mnist.train_labels[:64], 0.0, 1.0, replicated
     )
     batches = jax.device_put(epoch_batches(0, 0, 64, 64), devices.sharded(mesh, axis=1))
     schedule = create_triangular_schedule(3e-3, 3e-2, 5)
-    train_step = create_train_step(model, tx, schedule, mesh, "tree", 8)
-    with jax.transfer_guard("disallow_explicit"):
-        for _ in range(3):
-            state, metrics = train_step(state, examples, batches)
+    train_step = create_train_step(model, tx, schedule, mesh, reduction="tree", gradient_shards=8)
+    for _ in range(3):
+        state, metrics = train_step(state, examples, batches)
     assert state.step.dtype == jnp.int32
     assert int(state.step) == 3
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
@@ -171,8 +173,8 @@ def test_state_is_replicated_and_donated_and_nothing_goes_over_the_host(mnist: D
 
 
 WRONG = [
-    (3, 8, 24, "3 devices cannot share .*=8 .*valid: --num_devices=1 or 2 or 4 or 8"),
-    (8, 4, 24, "8 devices cannot share .*=4 .*valid: --num_devices=1 or 2 or 4"),
+    (3, 8, 24, "3 devices cannot share .*=8 .*use --num_devices=1 or 2 or 4 or 8"),
+    (8, 4, 24, "8 devices cannot share .*=4 .*use --num_devices=1 or 2 or 4"),
     (4, 8, 100, "--batch_size=100 cannot .*--gradient_shards=8 .*such as 96 or 104"),
     (2, 16, 8, "--batch_size=8 cannot .*--gradient_shards=16 .*such as 16"),
 ]
@@ -191,9 +193,9 @@ def test_where_the_tree_does_not_fit(
     with pytest.raises(UsageError, match=f"--reduction=tree .*{message}; or --reduction=allreduce"):
         choose_reduction("tree", shards, batch_size, mesh)
     with caplog.at_level(logging.INFO, "trainer"):
-        assert choose_reduction("allreduce", shards, batch_size, mesh) == "allreduce"
+        assert choose_reduction("allreduce", shards, batch_size, mesh)[0] == "allreduce"
         assert not caplog.records
-        assert choose_reduction("auto", shards, batch_size, mesh) == "allreduce"
+        assert choose_reduction("auto", shards, batch_size, mesh)[0] == "allreduce"
     assert "--reduction=auto takes allreduce, not tree: " in caplog.text
 
 
@@ -201,19 +203,21 @@ def test_where_the_tree_does_not_fit(
 def test_auto_is_the_tree_on_cpu(num_devices: int, caplog: pytest.LogCaptureFixture) -> None:
     mesh = devices.create_mesh("cpu", num_devices)
     with caplog.at_level(logging.INFO, "trainer"):
-        assert choose_reduction("auto", 8, 128, mesh) == "tree"
+        assert choose_reduction("auto", 0, 128, mesh) == ("tree", 8)
     assert not caplog.records
 
 
-def test_auto_is_the_platforms_sum_where_the_tree_is_slower(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("batch_size", "shards"),
+    [(8, 8), (64, 8), (128, 8), (129 * 8, 8), (256, 16), (512, 32), (1024, 64), (3000, 8)],
+)
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_shards_are_chosen_by_the_batch_alone(
+    batch_size: int, shards: int, num_devices: int
 ) -> None:
-    mesh = devices.create_mesh("cpu", 2)
-    with caplog.at_level(logging.INFO, "trainer"):
-        assert choose_reduction("auto", 8, 64, mesh) == "allreduce"
-        assert choose_reduction("auto", 4, 64, mesh) == "tree"
-        assert choose_reduction("tree", 8, 64, mesh) == "tree"
-    assert "takes allreduce, not tree: shards of 8 examples would be slower" in caplog.text
+    """At least 8, and of at most 16 examples where powers of two allow it."""
+    mesh = devices.create_mesh("cpu", num_devices)
+    assert choose_reduction("auto", 0, batch_size, mesh) == ("tree", shards)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from trainer import devices
 from trainer.errors import RunError
-from trainer.step.networks import create_model
+from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
 from trainer.step.replicas import create_replica_check
 from trainer.step.state import TrainState, create_train_state, train_state_init
@@ -15,7 +15,7 @@ from trainer.step.state import TrainState, create_train_state, train_state_init
 def first_state(num_devices: int) -> tuple[TrainState, jax.sharding.Mesh]:
     mesh = devices.create_mesh("cpu", num_devices)
     tx = create_optimizer("adamw", 0.9, False, 0.0)
-    init = train_state_init(create_model("mlp", 10), tx, 0, (28, 28, 1))
+    init = train_state_init(create_network("mlp", (28, 28, 1), 10), tx, 0)
     return create_train_state(init, devices.replicated(mesh)), mesh
 
 
@@ -42,10 +42,10 @@ def test_equal_replicas_pass(num_devices: int) -> None:
 def test_one_flipped_bit_is_named(device: int, position: int, bit: int) -> None:
     state, mesh = first_state(8)
     check = create_replica_check(mesh, state)
-    kernel = flip(state.params["Dense_1"]["kernel"], device, position, bit)
-    params = state.params | {"Dense_1": state.params["Dense_1"] | {"kernel": kernel}}
+    kernel = flip(state.params["dense2"]["kernel"], device, position, bit)
+    params = state.params | {"dense2": state.params["dense2"] | {"kernel": kernel}}
     name = f"{jax.devices()[device]} differs"
-    with pytest.raises(RunError, match="different bits of params/Dense_1/kernel") as error:
+    with pytest.raises(RunError, match="different bits of params/dense2/kernel") as error:
         check(state.replace(params=params))
     assert name in str(error.value)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer import devices
-from trainer.step.networks import create_model
+from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
 from trainer.step.state import abstract_train_state, create_train_state, train_state_init
 
@@ -15,7 +15,7 @@ from trainer.step.state import abstract_train_state, create_train_state, train_s
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_first_state_does_not_depend_on_the_devices(num_devices: int, optimizer: str) -> None:
     tx = create_optimizer(optimizer, 0.9, False, 0.1)
-    init = train_state_init(create_model("cnn", 10), tx, 3, (28, 28, 1))
+    init = train_state_init(create_network("cnn", (28, 28, 1), 10), tx, 3)
     one = create_train_state(init, devices.replicated(devices.create_mesh("cpu", 1)))
     many = create_train_state(init, devices.replicated(devices.create_mesh("cpu", num_devices)))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
@@ -24,17 +24,17 @@ def test_first_state_does_not_depend_on_the_devices(num_devices: int, optimizer:
 
 def test_seed_changes_the_parameters_and_step_is_zero() -> None:
     tx = create_optimizer("sgd", 0.9, False, 0.0)
-    model = create_model("mlp", 10)
-    zero, one = (train_state_init(model, tx, seed, (28, 28, 1))() for seed in (0, 1))
+    model = create_network("mlp", (28, 28, 1), 10)
+    zero, one = (train_state_init(model, tx, seed)() for seed in (0, 1))
     assert zero.step.dtype == jnp.int32
     assert int(zero.step) == 0
-    kernels = [state.params["Dense_0"]["kernel"] for state in (zero, one)]
+    kernels = [state.params["dense1"]["kernel"] for state in (zero, one)]
     assert not np.array_equal(*kernels)
 
 
 def test_abstract_state_describes_the_state() -> None:
     tx = create_optimizer("adamw", 0.9, False, 0.0)
-    init = train_state_init(create_model("mlp", 10), tx, 0, (28, 28, 1))
+    init = train_state_init(create_network("mlp", (28, 28, 1), 10), tx, 0)
     sharding = devices.replicated(devices.create_mesh("cpu", 4))
     abstract, state = abstract_train_state(init, sharding), create_train_state(init, sharding)
     assert jax.tree.structure(abstract) == jax.tree.structure(state)

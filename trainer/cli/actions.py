@@ -57,8 +57,7 @@ def _show_plan(job: "Job") -> None:
     print(describe(job), file=sys.stderr)
     width = shutil.get_terminal_size().columns
     print(describe_schedule_in_full(job, width), file=sys.stderr)
-    lengths = job.plan.num_steps, job.plan.steps_per_epoch
-    picture = figures.draw_schedule(job.schedule, *lengths, job.workdir)
+    picture = figures.draw_schedule(job.schedule, job.config, job.plan, job.workdir)
     print(f"the learning rate as planned: {picture}", file=sys.stderr)
 
 
@@ -206,5 +205,7 @@ def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    """Print one object on standard output, at once."""
-    print(json.dumps(value, allow_nan=False), flush=True)
+    """Print one object on standard output, at once; numbers that are not finite become null."""
+    from trainer.records.lines import finite_or_none
+
+    print(json.dumps(finite_or_none(value), allow_nan=False), flush=True)

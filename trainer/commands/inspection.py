@@ -98,8 +98,9 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     mesh = devices.create_mesh(given.platform, given.num_devices)
     everywhere = devices.replicated(mesh)
     checkpoint = load_checkpoint(workdir)
-    inputs = checkpoint.inputs
-    dataset = load(checkpoint.config.dataset, given.data_dir or checkpoint.config.data_dir)
+    config, inputs = checkpoint.config, checkpoint.inputs
+    data_dir = given.data_dir or config.data_dir
+    dataset = load(config.dataset, data_dir, **config.data_selection)
     images, labels = dataset.test_images, dataset.test_labels
     examples = place_examples(images, labels, inputs["mean"], inputs["std"], everywhere)
     params, statistics = jax.tree.map(

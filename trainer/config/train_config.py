@@ -1,6 +1,7 @@
 """The hyperparameters of a run."""
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -35,13 +36,31 @@ class TrainConfig:
     """
 
     dataset: str = option(
-        "mnist", "Data", "mnist, fashion_mnist, kmnist, or a data set that tfds.builder knows"
+        "mnist",
+        "Data",
+        "mnist, fashion_mnist, kmnist, a folder of pictures (train/CLASS/*.png and "
+        "test/CLASS/*.png, or CLASS/*.png), an .npz file (x_train, y_train, x_test, y_test), or a "
+        "data set that TFDS has prepared as array_record",
     )
     data_dir: str = option(
         "",
         "Data",
         "folder of the prepared data sets; empty: the default of TensorFlow Datasets",
         trajectory=False,
+    )
+    train_split: str = option(
+        "",
+        "Data",
+        "the examples to train on, in the notation of TFDS, such as train[:90%]; empty: train",
+    )
+    test_split: str = option(
+        "",
+        "Data",
+        "the examples to test on, such as train[90%:]; empty: test, or validation if there is no "
+        "test",
+    )
+    image_size: str = option(
+        "", "Data", "HEIGHTxWIDTH in pixels, to which all images are resized; empty: as they are"
     )
     standardize: bool = option(
         False, "Data", "inputs are (x/255 - mean)/std of the training images instead of x/255"
@@ -197,11 +216,12 @@ class TrainConfig:
         valid=("auto", "tree", "allreduce"),
     )
     gradient_shards: int = option(
-        8,
+        0,
         "Devices",
         "with tree: equal parts of a batch whose gradients are added, a power of two that the "
-        "number of devices divides and that divides batch_size",
-        valid=COUNT,
+        "number of devices divides and that divides batch_size; 0: choose, at least 8, of at most "
+        "about 16 examples each",
+        valid=COUNT_OR_NONE,
     )
 
     steps_per_call: int = option(
@@ -216,6 +236,13 @@ class TrainConfig:
         True,
         "Devices",
         "keep compiled programs in the user's cache folder, so that the next run starts faster",
+        trajectory=False,
+    )
+    hang_seconds: int = option(
+        300,
+        "Processes",
+        "seconds without progress after which the run ends, and says where it hangs; 0: never",
+        valid=COUNT_OR_NONE,
         trajectory=False,
     )
     coordinator_address: str = option(
@@ -245,7 +272,7 @@ class TrainConfig:
                 f"--num_steps={self.num_steps} and --num_cycles={self.num_cycles} both say how "
                 "long to train; give one of them"
             )
-        if self.gradient_shards.bit_count() != 1:
+        if self.gradient_shards and self.gradient_shards.bit_count() != 1:
             raise UsageError(
                 f"--gradient_shards={self.gradient_shards} makes no binary tree; use a power of two"
             )
@@ -312,6 +339,12 @@ class TrainConfig:
         return TrainConfig(**{name: getattr(owner[name], name) for name in names})
 
     @property
+    def data_selection(self) -> dict[str, str]:
+        """Which examples, and in which size: the keyword arguments of `datasets.open_dataset`."""
+        names = ("train_split", "test_split", "image_size")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def cycles_momentum(self) -> bool:
         """Whether the momentum moves against the learning rate instead of staying."""
         return self.momentum_min is not None
@@ -345,4 +378,10 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if not isinstance(value, _TYPES[declared]) or is_flag != (declared == "bool"):
         raise UsageError(f"--{field.name}={value!r} is not valid; its type is {declared}")
     if not is_valid(field, value):
-        raise UsageError(f"--{field.name}={value} is not valid; use {describe_valid(field)}")
+        near = (
+            difflib.get_close_matches(str(value), field.metadata["valid"], n=1)
+            if (isinstance(field.metadata["valid"], tuple))
+            else []
+        )
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {describe_valid(field)}")

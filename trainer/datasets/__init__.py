@@ -1,6 +1,10 @@
-"""Data sets as arrays: TFDS without TensorFlow."""
+"""Data sets as arrays: TFDS without TensorFlow, and pictures of the user's own.
+
+The way of a data set: opening (by name) -> prepare (once) -> prepared (described) -> arrays.
+"""
 
 from trainer.datasets.arrays import Dataset as Dataset
-from trainer.datasets.arrays import DatasetSource as DatasetSource
-from trainer.datasets.arrays import load as load
-from trainer.datasets.arrays import open_dataset as open_dataset
+from trainer.datasets.identity import identity_difference as identity_difference
+from trainer.datasets.opening import load as load
+from trainer.datasets.opening import open_dataset as open_dataset
+from trainer.datasets.prepared import DatasetSource as DatasetSource

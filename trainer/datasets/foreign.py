@@ -1,5 +1,8 @@
 """Data sets that other people's TFDS code prepared: what they must have to be usable here."""
 
+import os
+import re
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -16,7 +19,8 @@ def open_foreign(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
     Returns:
       A builder whose data are prepared in array_record, with the features "image" (uint8, rank 2
-      or 3) and "label" (ClassLabel) and the splits "train" and "test" or "validation".
+      or 3) and "label" (ClassLabel). Of several versions it is the one that the data set's code
+      names, or without its code the highest.
 
     Raises:
       UsageError: it is unknown, not prepared, or lacks some of this.
@@ -24,37 +28,57 @@ def open_foreign(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     root = data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
-    # Looking a name up may import other people's code, which can raise anything.
+    # Its code may raise anything, and so does TFDS on a damaged description.
     except Exception as error:
-        # TFDS lists all names it knows, one a line; only its guess is of use.
-        lines = str(error).splitlines() or [type(error).__name__]
-        guess = "".join(f" {line.strip()}" for line in lines if "did you mean" in line.lower())
-        raise UsageError(
-            f"--dataset={name}: {lines[0].strip()}{guess} Valid are {', '.join(NAMES)} and data "
-            f"sets that TFDS finds prepared in {root}"
-        ) from error
+        raise UsageError(f"--dataset={name}: {_reason(error, name, root)}") from error
     missing = _missing(builder)
     if missing:
         raise UsageError(f"--dataset={name} in {builder.data_dir}: {missing}")
     return builder
 
 
-def image_shape(builder: tfds.core.DatasetBuilder) -> tuple[int, int, int]:
+def image_shape(
+    builder: tfds.core.DatasetBuilder, split: str, image_size: tuple[int, int] | None
+) -> tuple[int, int, int]:
     """Returns (H, W, C) of the images.
 
-    Where the description of the features leaves it open, the first training example tells.
+    Where the description of the features leaves it open, the first example tells.
 
     Args:
       builder: a prepared data set with a feature "image".
+      split: with at least one example.
+      image_size: (H, W) that they are resized to, or None.
 
     Returns:
       Height, width, channels.
+
+    Raises:
+      Exception: whatever array_record and TFDS raise on damaged files.
     """
     shape = builder.info.features["image"].shape
     if None in shape:
-        shape = np.shape(builder.as_data_source("train", file_format="array_record")[0]["image"])
+        shape = np.shape(builder.as_data_source(split, file_format="array_record")[0]["image"])
     height, width, channels = (*shape, 1)[:3]
+    height, width = image_size or (height, width)
     return int(height), int(width), int(channels)
+
+
+def _reason(error: Exception, name: str, root: str) -> str:
+    """Says why TFDS opens no data set of that name, in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    unknown = isinstance(error, tfds.core.registered.DatasetNotFoundError)
+    if unknown or lines[0].startswith("Parsing builder name"):
+        # TFDS lists all names it knows, one a line; only its guess is of use.
+        guess = "".join(f" {line.strip()}" for line in lines if "did you mean" in line.lower())
+        return (
+            f"{lines[0].strip()}{guess} Valid are {', '.join(NAMES)}, data sets that TFDS finds "
+            f"prepared in {root}, a folder of pictures (there is no {os.path.abspath(name)}) "
+            "and an .npz file"
+        )
+    cause = re.sub(r'^Failed to construct dataset .*builder_kwargs ".*?": ', "", lines[0])
+    return (
+        f"TFDS cannot open what lies in {os.path.join(root, name)}: {type(error).__name__}: {cause}"
+    )
 
 
 def _missing(builder: tfds.core.DatasetBuilder) -> str:
@@ -70,11 +94,6 @@ def _missing(builder: tfds.core.DatasetBuilder) -> str:
         return (
             f"prepared as {', '.join(sorted(formats))}, which cannot be read without TensorFlow; "
             "prepare it with file_format='array_record'"
-        )
-    if "train" not in info.splits or not {"test", "validation"} & set(info.splits):
-        return (
-            f"has the splits {', '.join(sorted(info.splits))}; needed are 'train' and 'test' "
-            "(or 'validation')"
         )
     features = info.features
     names = set(features) if isinstance(features, tfds.features.FeaturesDict) else set()

@@ -6,8 +6,10 @@ import io
 import logging
 import os
 import pathlib
+import re
 import stat
 import tempfile
+from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
@@ -20,7 +22,44 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-def open_prepared(config: str, data_dir: str) -> MnistIdx:
+def root_dir(data_dir: str) -> str:
+    """Returns the root folder of TFDS data sets: `data_dir`, or the default one if it is ""."""
+    return data_dir or str(tfds.core.constants.DATA_DIR)
+
+
+def open_in_data_dir(
+    dataset: str, data_dir: str, open_in: Callable[[str], tfds.core.DatasetBuilder]
+) -> tfds.core.DatasetBuilder:
+    """Opens a data set below `data_dir`, or below a private temporary folder, with a warning.
+
+    Args:
+      dataset: as the user gave it, for messages.
+      data_dir: root folder of TFDS data sets; "" is the default one of TFDS.
+      open_in: opens the data set below a root folder, and prepares it there if needed. An OSError
+        means that the folder cannot be written to.
+
+    Raises:
+      UsageError: no data set can lie below `data_dir`, or what `open_in` raises.
+      RunError: writing failed, or what `open_in` raises.
+    """
+    root = root_dir(data_dir)
+    try:
+        return open_in(root)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise _explained(error, root) from error
+        reason = error.strerror
+    scratch = _scratch_dir()
+    logger.warning(
+        "cannot write to %s (%s): the data set %s is in %s", root, reason, dataset, scratch
+    )
+    try:
+        return open_in(scratch)
+    except OSError as error:
+        raise _explained(error, scratch) from error
+
+
+def open_prepared(config: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Opens one of our own data sets, and prepares it if needed: once for each `data_dir`.
 
     Several processes may do so together. A `data_dir` that cannot be written to is replaced by a
@@ -37,33 +76,21 @@ def open_prepared(config: str, data_dir: str) -> MnistIdx:
       UsageError: no data set can lie below `data_dir`, or archives are missing.
       RunError: an archive or the prepared data set is damaged, or writing failed.
     """
-    root = data_dir or str(tfds.core.constants.DATA_DIR)
-    try:
-        return _prepared(config, root)
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise _explained(error, root) from error
-        reason = error.strerror
-    scratch = _scratch_dir()
-    logger.warning(
-        "cannot write to %s (%s): the data set %s is in %s", root, reason, config, scratch
-    )
-    try:
-        return _prepared(config, scratch, pathlib.Path(root).expanduser() / "downloads" / "manual")
-    except OSError as error:
-        raise _explained(error, scratch) from error
+    manual_dir = pathlib.Path(root_dir(data_dir)).expanduser() / "downloads" / "manual"
+    builder = open_in_data_dir(config, data_dir, lambda root: _prepared(config, root, manual_dir))
+    if not {"train", "test"} <= set(builder.info.splits):
+        raise damaged(str(builder.data_dir), "its description is incomplete")
+    return builder
 
 
-def damaged(builder: tfds.core.DatasetBuilder, reason: str) -> RunError:
-    """Returns the error for prepared data that cannot be read or are not what was written."""
-    return _damaged(str(builder.data_dir), reason)
+def damaged(folder: str, reason: str) -> RunError:
+    """Returns the error for prepared data that are not what was written.
 
-
-def _damaged(folder: str, reason: str) -> RunError:
-    """The remedy is always the same: the archives are still there, so prepare again."""
+    The remedy is always the same: what they were made of is still there, so prepare again.
+    """
     return RunError(
         f"the prepared data set in {folder} is damaged ({reason}): "
-        "delete this folder and run the same command again"
+        f"delete the folder {folder} and run the same command again"
     )
 
 
@@ -76,10 +103,10 @@ def _open(config: str, root: str) -> MnistIdx:
     # A damaged description makes TFDS raise anything: the JSON parser's errors, KeyError, ...
     except Exception as error:
         folder = os.path.join(root, MnistIdx.name, config, str(MnistIdx.VERSION))
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+        raise damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
-def _prepared(config: str, root: str, manual_dir: pathlib.Path | None = None) -> MnistIdx:
+def _prepared(config: str, root: str, manual_dir: pathlib.Path) -> MnistIdx:
     """Prepares the data set unless it is there, without a word on stdout."""
     builder = _open(config, root)
     if builder.data_path.exists():
@@ -88,7 +115,7 @@ def _prepared(config: str, root: str, manual_dir: pathlib.Path | None = None) ->
     tfds.disable_progress_bar()
     download_config = tfds.download.DownloadConfig(
         # None is `downloads/manual` below `root`.
-        manual_dir=manual_dir if manual_dir and manual_dir.is_dir() else None,
+        manual_dir=manual_dir if manual_dir.is_dir() else None,
         # Nothing to be found there, and looking for it costs a network time-out.
         try_download_gcs=False,
     )
@@ -99,7 +126,7 @@ def _prepared(config: str, root: str, manual_dir: pathlib.Path | None = None) ->
         raise
     # The writer of array_record reports a full disk this way.
     except RuntimeError as error:
-        raise _failed(root, str(error)) from error
+        raise _failed(root, error) from error
     except OSError:
         # Another process was faster: its finished data set appeared in one rename.
         if not builder.data_path.exists():
@@ -115,15 +142,26 @@ def _explained(error: OSError, root: str) -> UsageError | RunError:
             f"--data_dir={root}: not a folder that data sets can be put into ({error}); "
             "give a folder that exists or can be made"
         )
-    return _failed(root, str(error))
+    return _failed(root, error)
 
 
-def _failed(root: str, reason: str) -> RunError:
+def _failed(root: str, error: Exception) -> RunError:
     """The error for anything that stops the writing of a data set."""
+    reason = plain(error)
     return RunError(
-        f"preparing the data set in {root} failed ({reason}): make room there (about 100 MB), "
-        "or give another --data_dir"
+        f"preparing the data set in {root} failed: {reason}; make room there, or use another "
+        "--data_dir"
     )
+
+
+def plain(error: Exception) -> str:
+    """Returns the first line of an error, without what array_record adds to it for its authors."""
+    if isinstance(error, OSError) and error.strerror:
+        text, name = error.strerror, ""
+    else:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        name = "" if isinstance(error, RuntimeError | OSError) else f"{type(error).__name__}: "
+    return name + re.sub(r"; (reading|writing|opening|at) .*", "", text)
 
 
 def _scratch_dir() -> str:

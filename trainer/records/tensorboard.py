@@ -1,122 +1,122 @@
 """The scalars of metrics.jsonl for TensorBoard; this module alone knows event files."""
 
 import json
+import math
 import os
-import struct
+import re
 import time
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from etils import epath
-from google.protobuf.message import DecodeError
+
+from trainer.records.throughput import Throughput
+
+TENSORBOARD_DIR = "tensorboard"
 
 # TensorBoard itself shows 1000 points of a curve. Longer runs write every second step, every
-# third and so on, so that what a resumed run writes again is soon written.
+# third and so on.
 _MOST_POINTS = 10_000
 
 # What a record has beside its scalars.
 _NO_SCALARS = ("split", "step", "epoch", "examples")
 
-_RATE = "images_per_second"
-
 
 class TensorBoard:
-    """Writes records as scalars, one event each: train/loss, test/accuracy and so on.
+    """Writes records as scalars, one event each: train/loss, test/accuracy, test/ema/loss, ...
 
-    A resumed run writes a new event file from metrics.jsonl, which has every step once, and empties
-    the old one; times and rates, which are not in metrics.jsonl, come from there.
+    Every start of a run writes an event file of its own and changes no earlier one. It begins with
+    the mark of a restart at `first_step`, from which TensorBoard knows that the later steps of
+    earlier files do not count.
+
+    The mark is what `tensorboardX.SummaryWriter(purge_step=first_step)` writes, too. That class
+    hands events to a thread, whose queue its `flush` leaves as it is: after a kill, steps that a
+    checkpoint includes would be missing. What is below it writes at once.
+
+    Attributes:
+      path: the folder of the event files.
     """
 
-    def __init__(self, folder: epath.Path, metrics: epath.Path, num_steps: int):
-        """Open the event file and write what the run has done so far.
+    def __init__(
+        self,
+        folder: epath.Path,
+        first_step: int,
+        num_steps: int,
+        names: Collection[str],
+        earlier: Iterable[bytes],
+        throughput: Throughput,
+    ):
+        """Open the event file of this start.
 
         Args:
-          folder: for the event file; made if missing.
-          metrics: metrics.jsonl, cut back to where the run goes on.
+          folder: for event files; made if missing.
+          first_step: the step that the first update will read.
           num_steps: length of the run.
+          names: of the event files of earlier starts.
+          earlier: lines of metrics.jsonl, of the steps before `first_step`.
+          throughput: of this process.
         """
         # Imported where it is used: --notensorboard needs none of it.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+        self.path = folder
         self._every_steps = -(-num_steps // _MOST_POINTS)
+        self._throughput = throughput
         folder.mkdir(parents=True, exist_ok=True)
-        old = sorted(folder.glob("events.out.tfevents.*"))
-        known = _read(old)
-        self._writer = EventsWriter(os.fspath(folder / "events"))
-        # A TensorBoard that is looking on forgets what it read in the old file, from step 0 on.
-        self._writer.write_event(Event(session_log=SessionLog(status=SessionLog.START)))
-        wall_time = time.time()
-        with metrics.open() as lines:
-            for record in map(json.loads, lines):
-                # What a crash kept from the old file happened soon after the step before it.
-                at = known.get((record["split"], record["step"]), (wall_time, None))
-                self.write(record, at[1], wall_time := at[0])
+        self._writer = EventsWriter(os.fspath(folder / _prefix_after(names)))
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(step=first_step, session_log=start, wall_time=time.time()))
+        # TensorBoard drops the test at `first_step`, which is not made again. Where there is no
+        # event file yet, because it is new that they are written, metrics.jsonl has it all.
+        for record in map(json.loads, earlier):
+            if not names or (record["split"], record["step"]) == ("test", first_step):
+                self._write(record, None)
         self.flush()
-        for path in old:
-            if os.fspath(path) == self._writer._file_name:
-                continue
-            # Emptied now and deleted at the next start: a TensorBoard that is looking on stays for
-            # ever at a file that is gone.
-            if path.stat().length:
-                path.write_bytes(b"")
-            else:
-                path.unlink()
 
-    def write(
-        self, record: dict[str, Any], rate: float | None, wall_time: float | None = None
-    ) -> None:
-        """Write one record.
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Write records, and how fast the run is by now."""
+        rate = self._throughput.images_per_second()
+        for record in records:
+            self._write(record, rate)
 
-        Args:
-          record: a line of metrics.jsonl.
-          rate: images per second by then, if known.
-          wall_time: seconds since 1970, None for now.
-        """
+    def flush(self) -> None:
+        """Put everything on disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Put everything on disk and close the file."""
+        self._writer.close()
+
+    def _write(self, record: dict[str, Any], rate: float | None) -> None:
+        """Write one record, and images per second if they are known."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         split, step = record["split"], record["step"]
         if split == "train" and step % self._every_steps:
             return
-        scalars = {name: value for name, value in record.items() if name not in _NO_SCALARS}
+        scalars = dict(_scalars(split, record))
         if rate is not None and split == "train":
-            scalars[_RATE] = rate
-        values = [
-            Summary.Value(tag=f"{split}/{name}", simple_value=value)
-            for name, value in scalars.items()
-        ]
-        wall_time = time.time() if wall_time is None else wall_time
-        self._writer.write_event(
-            Event(wall_time=wall_time, step=step, summary=Summary(value=values))
-        )
-
-    def flush(self) -> None:
-        """Put all on disk."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Put all on disk and close the file."""
-        self._writer.close()
+            scalars["train/images_per_second"] = rate
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._writer.write_event(event)
 
 
-def _read(paths: list[epath.Path]) -> dict[tuple[str, int], tuple[float, float | None]]:
-    """Return time and rate of every event in event files, by split and step.
+def _prefix_after(names: Collection[str]) -> str:
+    """Return how a name begins that sorts after all others, whatever the clock of this host says.
 
-    A record of such a file: length uint64, checksum 4 bytes, content, checksum 4 bytes.
+    TensorBoard reads the files of a folder in the order of their names, which go on with the time.
     """
-    from tensorboardX.proto.event_pb2 import Event
+    numbers = [int(match[1]) for name in names if (match := re.match(r"events(\d+)\.", name))]
+    return f"events{max(numbers, default=0) + 1:06}"
 
-    found = {}
-    for path in paths:
-        content, start = path.read_bytes(), 12
-        while start <= len(content):
-            stop = start + struct.unpack_from("<Q", content, start - 12)[0]
-            try:
-                event = Event.FromString(content[start:stop])
-            except DecodeError:  # A crash cut it off.
-                break
-            scalars = {value.tag: value.simple_value for value in event.summary.value}
-            for split in {tag.partition("/")[0] for tag in scalars}:
-                found[split, event.step] = event.wall_time, scalars.get(f"{split}/{_RATE}")
-            start = stop + 16
-    return found
+
+def _scalars(prefix: str, record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield tag and value of each number of a record, those of averaged parameters included."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _scalars(f"{prefix}/{name}", value)
+        elif name not in _NO_SCALARS and value is not None and math.isfinite(value):
+            yield f"{prefix}/{name}", value

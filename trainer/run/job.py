@@ -107,7 +107,7 @@ def prepare(
     mesh = devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
-        source = open_dataset(config.dataset, config.data_dir)
+        source = open_dataset(config.dataset, config.data_dir, **config.data_selection)
     plan = create_plan(config, source.num_train)
     config = _resolve(config, plan, mesh, stored)
     history: list[dict[str, Any]] = []

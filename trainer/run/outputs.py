@@ -7,16 +7,20 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import jax
+
 from trainer import processes
 from trainer.checkpoints import Checkpointer
 from trainer.records import figures
+from trainer.records.hints import guessing_accuracy, hint_at_chance
+from trainer.records.history import note_resume
 from trainer.records.metrics import Records
 from trainer.records.profiling import Profiler
 from trainer.run.job import Job
 from trainer.run.programs import Data
 from trainer.run.resume import checkpoint_meta
 from trainer.step import Metrics, TrainState
-from trainer.workdir.files import CONFIG_FILE, note_resume
+from trainer.workdir.files import CONFIG_FILE
 from trainer.workdir.lock import Lock
 from trainer.workdir.storage import write_whole
 
@@ -100,6 +104,10 @@ class Writer:
         """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
         self.wait()
         logger.info("%s", self._records.summary())
+        guessing = guessing_accuracy(jax.device_get(self._data.test.labels))
+        hint = self.last_test and hint_at_chance(self.last_test, guessing, self._job.config)
+        if hint:
+            logger.warning("%s", hint)
         if self._job.config.report:
             try:
                 figures.draw_report(self._job.workdir)
@@ -157,4 +165,4 @@ def note_start(job: Job) -> None:
     if processes.is_first():
         text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
         write_whole(job.workdir / CONFIG_FILE, text.encode())
-        note_resume(job.workdir, job.first_step)
+        note_resume(job.workdir, job.first_step, job.config_history)

@@ -138,9 +138,7 @@ def create_epoch_batches(job: Job) -> jax.stages.Wrapped:
 
 def _place(job: Job, dataset: Dataset) -> Data:
     """Put both splits whole on every device."""
-    mean, std = 0.0, 1.0
-    if job.config.standardize:
-        mean, std = dataset.pixel_mean, dataset.pixel_std
+    mean, std = dataset.input_moments(job.config.standardize)
     sharding = devices.replicated(job.mesh)
     train = place_examples(dataset.train_images, dataset.train_labels, mean, std, sharding)
     test = place_examples(dataset.test_images, dataset.test_labels, mean, std, sharding)

@@ -93,10 +93,22 @@ def create_evaluate(
 
 
 def mean_metrics(sums: Any) -> dict[str, Any]:
-    """Return loss and accuracy (a fraction) over the examples that an evaluation counted."""
+    """Return loss and accuracy (a fraction) over the examples that an evaluation counted.
+
+    Args:
+      sums: loss, correct and examples; and for each kind of averaged parameters that was
+        evaluated, too, its name and a dict of its loss and correct.
+
+    Returns:
+      loss, accuracy and examples; and for each kind its name and a dict of its loss and accuracy.
+    """
     examples = int(sums["examples"])
-    return {
-        "loss": float(sums["loss"]) / examples,
-        "accuracy": int(sums["correct"]) / examples,
-        "examples": examples,
-    }
+
+    def means(of: Any) -> dict[str, Any]:
+        return {
+            "loss": float(of["loss"]) / examples,
+            "accuracy": int(of["correct"]) / examples,
+        }
+
+    kinds = {kind: means(of) for kind, of in sums.items() if isinstance(of, dict)}
+    return {**means(sums), "examples": examples, **kinds}

@@ -6,13 +6,13 @@ crosses a pixel, and laid into 28x28 pixels with its centre of mass in the middl
 """
 
 import os
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from trainer.commands.predict.ink import ImageError, find_ink
+from trainer.datasets.pictures import PictureError, open_picture, strict_warnings
 
 IMAGE_SHAPE = (28, 28, 1)
 
@@ -38,22 +38,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
       ImageError: it is missing, no picture, cut off, or larger than Pillow thinks safe.
     """
     try:
-        with warnings.catch_warnings():
-            # It warns of a picture that would fill the memory; nobody would read that in time.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # And of metadata that it cannot make sense of, and passes over.
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path) as image:
-                image.load()
-                return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:
-        raise ImageError("no picture in a format that is known here") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    except OSError as error:
-        raise ImageError(error.strerror or f"damaged: {error}") from error
-    except Exception as error:  # Pillow's readers raise what they like on damaged files.
-        raise ImageError(f"damaged: {error}") from error
+        with strict_warnings(), open_picture(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except PictureError as error:
+        raise ImageError(str(error)) from error
 
 
 def digit_pixels(image: Image.Image) -> np.ndarray:
