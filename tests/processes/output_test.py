@@ -9,14 +9,15 @@ import pytest
 from tests.helpers import trainer_environment
 
 CODE = """\
-import os, sys
+import contextlib, os, sys
 from trainer.processes import output
 output.protect()
 for _ in range(3):
     print("x" * 100_000)
     print("y" * 100, file=sys.stderr)
 file = open("kept", "w")
-os.write(2, b"a library's line")
+with contextlib.suppress(OSError):
+    os.write(2, b"a library's line")
 file.write("whole")
 file.close()
 problem = output.problem()

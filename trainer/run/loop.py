@@ -93,6 +93,8 @@ def train(
         note_start(job)
         logger.info("%s", describe(job))
         programs, data, state = start(job)
+        # Gloo gives the others 30 s to come to the first step: one may compile for longer.
+        processes.gather(None)
         # Until here a signal ends the command at once: there was nothing to save.
         with (
             StopRequest() as stop,
