@@ -39,7 +39,7 @@ def test_process_that_dies_ends_the_other(
     _, error = pair[1 - victim].communicate(timeout=SECONDS_TO_END)
     assert pair[1 - victim].returncode == 2, error
     assert f"error: process {victim} " in error
-    assert "died; the same command goes on from the newest checkpoint" in error
+    assert "died or cannot be reached; the same command resumes from the newest checkpoint" in error
     assert_no_traceback(error)
 
 
