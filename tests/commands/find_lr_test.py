@@ -10,6 +10,7 @@ from etils import epath
 
 from tests.helpers import read_metrics
 from trainer import cli
+from trainer.cli import actions
 from trainer.commands.find_lr import cycle_length, find_lr, flagfile
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
@@ -133,7 +134,7 @@ def test_mistakes(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "_configure_devices", lambda config: None)  # The tests' own stay.
+    monkeypatch.setattr(actions, "_configure_devices", lambda config: None)  # The tests' own stay.
     flags = [f"--data_dir={data_dir}", f"--workdir={tmp_path}/run", "--num_devices=2"]
     assert cli.run(["trainer", "find_lr", *arguments, *flags]) == 1
     out, err = capsys.readouterr()

@@ -47,10 +47,14 @@ def claim(workdir: epath.Path) -> Iterator[Lock | None]:
       UsageError: the workdir cannot be made, belongs to another trainer, or is not shared.
     """
     if processes.is_first():
-        _make_workdir(workdir)
-        with lock(workdir) as held:
-            _check_shared(workdir)
-            yield held
+        made = _make_workdir(workdir)
+        try:
+            with lock(workdir) as held:
+                _check_shared(workdir)
+                yield held
+        except UsageError:
+            _remove_workdir(workdir, made)
+            raise
     else:
         _check_shared(workdir)
         yield None
@@ -158,8 +162,11 @@ class _FileLock:
         )
 
 
-def _make_workdir(workdir: epath.Path) -> None:
-    """Make the workdir, or say why it cannot be made."""
+def _make_workdir(workdir: epath.Path) -> list[epath.Path]:
+    """Make the workdir, or say why it cannot be made; return the folders made, inner first."""
+    if is_remote(workdir):
+        return []
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,6 +174,16 @@ def _make_workdir(workdir: epath.Path) -> None:
             f"--workdir={workdir} cannot be made: {error.strerror}; use a folder that can be made "
             "and written"
         ) from error
+    return made
+
+
+def _remove_workdir(workdir: epath.Path, made: list[epath.Path]) -> None:
+    """Leave nothing behind of a run that was refused, if it made the workdir."""
+    if made:
+        (workdir / LOCK_FILE).unlink(missing_ok=True)
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _check_shared(workdir: epath.Path) -> None:
