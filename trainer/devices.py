@@ -187,7 +187,8 @@ def cache_dir() -> pathlib.Path:
     several kinds: a program for the wrong one would crash.
     """
     # Without HOME and without an entry in the list of users, "~" stays: nothing can be kept then.
-    home = os.path.expanduser("~").replace("~", os.devnull)
+    home = os.path.expanduser("~")
+    home = os.devnull if home == "~" else home
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     cpu = hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]
     return pathlib.Path(root) / "cyclic-trainer" / f"{host.machine()}-{cpu}"
