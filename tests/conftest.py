@@ -19,11 +19,13 @@ import pytest  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 
 from trainer import cli, devices  # noqa: E402
+from trainer.cli import actions  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.datasets import Dataset, load, open_dataset  # noqa: E402
 from trainer.run.loop import train  # noqa: E402
 
 pytest.register_assert_rewrite("tests.helpers")
+from tests.helpers import with_data_dir  # noqa: E402
 
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
@@ -123,9 +125,9 @@ def _logger_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def command(data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a command in this process, on its devices; the answer is the exit status."""
-    monkeypatch.setattr(devices, "configure", lambda *_: None)
+    monkeypatch.setattr(actions, "_configure_devices", lambda *_: None)
 
     def run(*arguments: str) -> int:
-        return cli.run(["trainer", *arguments[:1], f"--data_dir={data_dir}", *arguments[1:]])
+        return cli.run(["trainer", *with_data_dir(arguments, data_dir)])
 
     return run

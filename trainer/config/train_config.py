@@ -238,6 +238,13 @@ class TrainConfig:
         "keep compiled programs in the user's cache folder, so that the next run starts faster",
         trajectory=False,
     )
+    hang_seconds: int = option(
+        300,
+        "Processes",
+        "seconds without progress after which the run ends, and says where it hangs; 0: never",
+        valid=COUNT_OR_NONE,
+        trajectory=False,
+    )
     coordinator_address: str = option(
         "",
         "Processes",
@@ -377,4 +384,5 @@ def _check(field: dataclasses.Field, value: Any) -> None:
             else []
         )
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {describe_valid(field)}")
+        valid = describe_valid(field, value)
+        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {valid}")

@@ -10,7 +10,12 @@ from trainer.errors import UsageError
 from trainer.schedules import create_schedule
 
 # A state made with other values of these has other leaves.
-_FIXED = ("model", "optimizer", "dataset")
+_FIXED = ("model", "optimizer", "dataset", "train_split", "test_split", "image_size")
+
+
+def offered_fields() -> list[str]:
+    """Return the names of the fields that may change within a run if the user says so."""
+    return [name for name in TrainConfig.trajectory_fields() if name not in _FIXED]
 
 
 def check_names(allowed: Collection[str]) -> None:
@@ -22,7 +27,7 @@ def check_names(allowed: Collection[str]) -> None:
     Raises:
       UsageError: a name is not one of those that may be allowed.
     """
-    offered = [name for name in TrainConfig.trajectory_fields() if name not in _FIXED]
+    offered = offered_fields()
     for name in allowed:
         if name in _FIXED:
             reason = "it cannot change within a run, whose state has other arrays then; use another"
