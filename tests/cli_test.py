@@ -81,9 +81,12 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
     [
         (["--stpes=5"], "unknown flag --stpes"),
         (["--lr_mx=5"], "unknown flag --lr_mx (did you mean lr_max?)"),
-        (["--batch_size=many"], "--batch_size=many is not valid; use a whole number, 1 <= "),
+        (
+            ["--batch_size=many"],
+            "--batch_size=many is not valid; use a whole number, batch_size >= 1",
+        ),
         (["--batch_size", "--lr_max=1"], "--batch_size=--lr_max=1 is not valid; use a whole"),
-        (["--batch_size=-1"], "--batch_size=-1 is not valid; use 1 <= batch_size <= "),
+        (["--batch_size=-1"], "--batch_size=-1 is not valid; use batch_size >= 1"),
         (["--optimizer=adam"], "--optimizer=adam is not valid (did you mean adamw?); use sgd or"),
         (["--model=resnet"], "--model=resnet is not valid; use cnn or mlp"),
         (["--nesterov=maybe"], "--nesterov=maybe is not valid; use --nesterov or --nonesterov"),
@@ -91,9 +94,12 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["--lr_max=1e39"], "--lr_max=1e+39 is not valid; use 0 <= lr_max <= 3.4"),
         (["--seed=4294967296"], "--seed=4294967296 is not valid; use 0 <= seed <= 4294967295"),
         (["--seed=99999999999999999999"], "--seed=99999999999999999999 is not valid; use 0 <="),
-        (["--steps_per_cycle=1"], "--steps_per_cycle=1 is not valid; use 2 <= steps_per_cycle"),
+        (["--steps_per_cycle=1"], "--steps_per_cycle=1 is not valid; use steps_per_cycle >= 2"),
         (["--lr_min=1"], "--lr_min=1.0 is above --lr_max=0.03"),
-        (["--flagfile=none.cfg"], "--flagfile=none.cfg cannot be read; use a file of flags"),
+        (
+            ["--flagfile=none.cfg"],
+            "--flagfile cannot be read (No such file or directory: 'none.cfg')",
+        ),
         (["--find_lr_ramp=curved"], "--find_lr_ramp=curved is not valid; use exponential or lin"),
         (["trian"], "unexpected command 'trian' (did you mean train?); use one of the commands"),
         (["evalute"], "unexpected command 'evalute' (did you mean evaluate?)"),
@@ -101,7 +107,6 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["--devices=7"], "--devices is a flag of verify_resume, not of train"),
         (["report", "--output=x"], "--output is a flag of export, not of report"),
         (["inspect", "--nonesterov"], "--nesterov is a flag of train and find_lr and verify_res"),
-        (["--allow_config_change=lr_mx"], "--allow_config_change=lr_mx: no such field"),
     ],
 )
 def test_mistakes_end_in_one_message(
@@ -137,7 +142,8 @@ def test_help_of_a_command_lists_its_flags_and_an_example(
     listed = {line.split()[0][2:] for line in text.splitlines() if line.startswith("  --")}
     assert listed == {*COMMANDS[name].flags, "flagfile"}
     assert f"Example: python -m trainer {COMMANDS[name].example}" in text
-    assert max(map(len, text.splitlines())) <= 84
+    for line in text.splitlines():
+        assert len(line) <= 80 or line.startswith(("Example: ", f"{name}: ")), line
 
 
 @pytest.mark.parametrize("name", COMMANDS)

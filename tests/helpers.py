@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from trainer.checkpoints.store import restore
+from trainer.cli.commands import COMMANDS
 from trainer.config import TrainConfig
 from trainer.schedules import create_plan, create_schedule
 
@@ -103,6 +104,13 @@ def trainer_command(*arguments: str, patch: str = "") -> list[str]:
     """`python -m trainer` with these arguments; `patch` is a line of Python to execute first."""
     code = f"{patch}; from trainer import cli; cli.main()"
     return [sys.executable, *(("-c", code) if patch else ("-m", "trainer")), *arguments]
+
+
+def with_data_dir(arguments: Sequence[str], data_dir: object) -> list[str]:
+    """The arguments of a command, and where its data are, if it has a flag for that."""
+    command = next((word for word in arguments if not word.startswith("-")), "train")
+    has_it = "data_dir" in COMMANDS[command].flags if command in COMMANDS else False
+    return [*arguments, f"--data_dir={data_dir}"] if has_it else list(arguments)
 
 
 def trainer_environment() -> dict[str, str]:

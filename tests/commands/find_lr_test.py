@@ -25,10 +25,17 @@ FILES = ["find_lr.cfg", "find_lr.csv", "find_lr.png"]
 
 
 @pytest.fixture
-def mlp(config: TrainConfig) -> TrainConfig:
+def mlp(config: TrainConfig, data_dir: Path) -> TrainConfig:
     """Batches of 512 with all that a flagfile must carry away from its default."""
     return dataclasses.replace(
-        config, batch_size=512, steps_per_cycle=None, standardize=True, nesterov=True, seed=3
+        config,
+        dataset="mnist",
+        data_dir=str(data_dir),
+        batch_size=512,
+        steps_per_cycle=None,
+        standardize=True,
+        nesterov=True,
+        seed=3,
     )
 
 

@@ -22,7 +22,7 @@ def trainer(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> Callable:
     """Run `python -m trainer` as a user does; the answer has returncode, stdout and stderr."""
 
     def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-        given = (*arguments[:1], f"--data_dir={data_dir}", *arguments[1:])
+        given = helpers.with_data_dir(arguments, data_dir)
         return helpers.run_trainer(*given, **{"cwd": tmp_path} | options)
 
     return run
@@ -34,7 +34,7 @@ def start(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable]:
     started: list[subprocess.Popen[str]] = []
 
     def start_one(*arguments: str, **options) -> subprocess.Popen[str]:
-        given = (*arguments[:1], f"--data_dir={data_dir}", *arguments[1:])
+        given = helpers.with_data_dir(arguments, data_dir)
         started.append(helpers.start_trainer(*given, **{"cwd": tmp_path} | options))
         return started[-1]
 

@@ -204,8 +204,8 @@ def _explain(error: flags.Error, values: flags.FlagValues) -> str:
         near = _nearest(error.flagname, list(values))
         return f"unknown flag --{error.flagname}{near}; python -m trainer --help lists all flags"
     if isinstance(error, flags.CantOpenFlagFileError):
-        path = str(error).rpartition("flagfile: ")[2].splitlines()[0]
-        return f"--flagfile={path} cannot be read; use a file of flags, one a line"
+        cause = str(error).rpartition("] ")[2].splitlines()[0]
+        return f"--flagfile cannot be read ({cause}); use a file of flags, one a line"
     match = re.match(r"flag --(\w+)=(.*?): ", str(error), flags=re.DOTALL)
     if match is None:
         missing = re.search(r"Missing value for flag --?(\w+)", str(error))

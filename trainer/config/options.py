@@ -10,6 +10,12 @@ CONSTANT = "constant"
 LR_SCHEDULES = (TRIANGULAR, TRIANGULAR2, EXP_RANGE, EXP_RANGE_BOUNDARIES, CONSTANT)
 
 
+# As many updates as an int32, the step counter, can tell apart.
+MOST_STEPS = 2**31
+# Of a float32. Above it a rate would be infinite on the devices.
+_LARGEST = 3.4028234e38
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The numbers between two bounds; a bound belongs to them unless it is said to be open.
@@ -38,16 +44,18 @@ class Range:
         below = number < self.high or (number == self.high and not self.high_open)
         return above and below
 
-    def describe(self, name: str) -> str:
-        """Return such as "0 <= momentum < 1"."""
+    def describe(self, name: str, value: float = 0) -> str:
+        """Return such as "0 <= momentum < 1", or "batch_size >= 1" where only dtypes end it.
+
+        Args:
+          name: of what lies in the range.
+          value: one that may lie outside.
+        """
+        if self.high in (MOST_STEPS, _LARGEST) and not value > self.high:
+            return f"{name} {'>' if self.low_open else '>='} {self.low:.10g}"
         signs = ("<" if self.low_open else "<="), ("<" if self.high_open else "<=")
         return f"{self.low:.10g} {signs[0]} {name} {signs[1]} {self.high:.10g}"
 
-
-# The step counter is an int32.
-MOST_STEPS = 2**31 - 1
-# Of a float32. Above it a rate would be infinite on the devices.
-_LARGEST = 3.4028234e38
 
 LEARNING_RATE = Range(0, _LARGEST)
 GAMMA = Range(0, 1, low_open=True)
@@ -80,11 +88,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def describe_valid(field: dataclasses.Field) -> str:
+def describe_valid(field: dataclasses.Field, value: Any = 0) -> str:
     """Return what a field may be, in words, such as "0 <= momentum < 1"; "" for anything."""
     valid = field.metadata["valid"]
     if isinstance(valid, Range):
-        return valid.describe(field.name)
+        return valid.describe(field.name, value)
     return "" if valid is None else ", ".join(valid[:-1]) + " or " + valid[-1]
 
 

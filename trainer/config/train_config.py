@@ -377,4 +377,5 @@ def _check(field: dataclasses.Field, value: Any) -> None:
             else []
         )
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {describe_valid(field)}")
+        valid = describe_valid(field, value)
+        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {valid}")

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 
 from trainer.config import CONSTANT, TrainConfig
+from trainer.config.options import MOST_STEPS
 from trainer.schedules import Plan
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -22,7 +23,7 @@ def mid_cycle_warning(config: TrainConfig, plan: Plan) -> str | None:
     whole = " or ".join(
         f"--num_steps={number * plan.steps_per_cycle} ({count(number, 'cycle')})"
         for number in (cycles, cycles + 1)
-        if number > 0
+        if number > 0 and number * plan.steps_per_cycle <= MOST_STEPS
     )
     return (
         f"the run ends in mid-cycle, after {rest} of the {plan.steps_per_cycle} steps of cycle "

@@ -97,10 +97,10 @@ def create_train_step(
     ) -> tuple[optax.Params, Arrays, Metrics]:
         indices = batches[state.step % len(batches)]
         first = jax.lax.axis_index(DATA_AXIS) * parts_per_device
+        # Its own jit: traced once, however many parts there are.
+        gradient_of = jax.jit(partial(_gradient_sum, network))
         parts = [
-            _gradient_sum(
-                network, state, *take(examples, part), dropout_key(seed, state.step, first + i)
-            )
+            gradient_of(state, *take(examples, part), dropout_key(seed, state.step, first + i))
             for i, part in enumerate(jnp.split(indices, parts_per_device))
         ]
         grads, statistics, metrics = add_up(parts)

@@ -5,12 +5,12 @@ import secrets
 import time
 from collections.abc import Iterator
 
-import jax
 from etils import epath
 
 from trainer import processes
 from trainer.errors import UsageError
-from trainer.workdir.lock import WorkdirLock
+from trainer.workdir.lock import LOCK_FILE, WorkdirLock
+from trainer.workdir.storage import is_remote
 
 # How long a file that another host made may take to appear on this one: caches of NFS.
 _SHARED_SECONDS = 10.0
@@ -30,29 +30,42 @@ def claim(workdir: epath.Path) -> Iterator[WorkdirLock | None]:
       UsageError: the workdir cannot be made, belongs to another trainer, or is not shared.
     """
     if processes.is_first():
-        _make_workdir(workdir)
-        with WorkdirLock(workdir) as lock:
-            _check_shared(workdir)
-            yield lock
+        made = _make_workdir(workdir)
+        try:
+            with WorkdirLock(workdir) as lock:
+                _check_shared(workdir)
+                yield lock
+        except UsageError:
+            # What is refused leaves nothing behind.
+            if made:
+                (workdir / LOCK_FILE).unlink(missing_ok=True)
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
     else:
         _check_shared(workdir)
         yield None
 
 
-def _make_workdir(workdir: epath.Path) -> None:
-    """Make the workdir, or say why it cannot be made."""
+def _make_workdir(workdir: epath.Path) -> list[epath.Path]:
+    """Make the workdir, or say why it cannot be made; return the folders made, inner first."""
+    if is_remote(workdir):
+        return []
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--workdir={workdir} cannot be made: {error.strerror}; valid: a folder that can "
+            f"--workdir={workdir} cannot be made: {error.strerror}; use a folder that can "
             "be made and written"
         ) from error
+    return made
 
 
 def _check_shared(workdir: epath.Path) -> None:
     """Refuse a workdir in which a process does not find what the first one writes."""
-    if jax.process_count() == 1:
+    if len(processes.gather(None)) == 1:
         return
     path = workdir / f"shared-{processes.share(secrets.token_hex(8))}"
     if processes.is_first():
