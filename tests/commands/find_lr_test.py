@@ -125,7 +125,7 @@ def test_stops_early_where_the_loss_diverges(
     rows = (tmp_path / "find_lr.csv").read_text().splitlines()
     assert rows[0] == "step,learning_rate,loss,accuracy,smoothed_loss,smoothed_accuracy"
     rates = [float(row.split(",")[1]) for row in rows[1:]]
-    assert 2 < len(rates) < 200
+    assert 2 <= len(rates) < 200
     expected = np.geomspace(10, 1e4, 200).astype(np.float32)[: len(rates)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert f"stopped early: the loss diverged at step {len(rates) - 1} of 200" in caplog.text
