@@ -35,7 +35,7 @@ examples:
 
 exit status:
   0 if all processes are done; 75 if they were stopped and a checkpoint is saved (the same command
-  goes on from there); else that of the process that failed first, 128 + n for signal n.
+  resumes from there); else that of the process that failed first, 128 + n for signal n.
 
 Ctrl-C, SIGTERM and SIGUSR1 are handed on to all processes, which save a checkpoint and leave; a
 second Ctrl-C makes them leave at once. If this launcher is killed, Linux kills the processes.
@@ -188,7 +188,7 @@ class Launcher:
             if max_restarts:
                 _say(f"failed after {max_restarts} restarts")
         if status == EXIT_STOPPED:
-            _say("stopped; the same command goes on from the checkpoint")
+            _say("stopped; the same command resumes from the checkpoint")
         return status
 
     async def _run_once(self) -> int:
@@ -298,10 +298,14 @@ async def _relay(stream: asyncio.StreamReader | None, out: BinaryIO, i: int) -> 
 
 
 def _write(out: BinaryIO, text: bytes) -> None:
-    """Write whole lines; if nobody reads them any more, the run goes on without."""
-    with contextlib.suppress(OSError):
+    """Write whole lines; if nobody reads them any more, the run continues without."""
+    try:
         out.write(text)
         out.flush()
+    except OSError:
+        # What is left in the buffer must fail neither the next line nor the end of the launcher.
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), out.fileno())
 
 
 def _describe(returncode: int) -> str:

@@ -11,7 +11,7 @@ A run on a Cloud TPU VM or a slice of a pod, by way of gcloud. Commands:
   install  copy this repository to all workers and install it; nothing if it has not changed
   run      start the trainer on all workers, detached; nothing if it runs already
   logs     follow the output of the first worker to the end (Ctrl-C ends only the following)
-  stop     let the trainer save a checkpoint and leave; run goes on from there
+  stop     let the trainer save a checkpoint and leave; run resumes from there
   delete   delete the TPU VM and its disks: nothing is fetched, nothing costs money afterwards
   all      up, install, run, logs
 

@@ -9,7 +9,7 @@ What launch/tpu_vm.sh does on each worker of a TPU VM, in the copy of the reposi
 
   installed  is the source tree with this hash installed? (exit status)
   install    make a virtual environment with the trainer and jax for TPU
-  run        start the trainer, detached: it goes on when the connection is lost
+  run        start the trainer, detached: it continues when the connection is lost
   logs       follow its output to the end; exit status: that of the trainer
   stop       ask it to save a checkpoint and leave, and wait for that
 END

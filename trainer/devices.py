@@ -186,7 +186,10 @@ def cache_dir() -> pathlib.Path:
     jax's keys do not tell one kind of CPU from another, and a home may be shared by hosts of
     several kinds: a program for the wrong one would crash.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    # Without HOME and without an entry in the list of users, "~" stays: nothing can be kept then.
+    home = os.path.expanduser("~")
+    home = os.devnull if home == "~" else home
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     cpu = hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]
     return pathlib.Path(root) / "cyclic-trainer" / f"{host.machine()}-{cpu}"
 

@@ -19,7 +19,7 @@ from trainer.errors import RunError, UsageError
 from trainer.run.loop import train
 from trainer.schedules import create_plan
 from trainer.schedules.range_curves import EXPONENTIAL
-from trainer.workdir.lock import WorkdirLock
+from trainer.workdir.lock import lock
 
 FILES = ["find_lr.cfg", "find_lr.csv", "find_lr.png"]
 
@@ -56,7 +56,7 @@ def test_beside_a_run_that_holds_the_workdir(mlp: TrainConfig, tmp_path: Path) -
     """Nothing of the run changes, and the flagfile trains, elsewhere, with what was found."""
     workdir = tmp_path / "run"
     train(dataclasses.replace(mlp, num_steps=5, lr_max=0.1), workdir)
-    with WorkdirLock(epath.Path(workdir)):
+    with lock(epath.Path(workdir)):
         before = contents(workdir)
         found = find_lr(mlp, workdir, 1e-4, 10, 250, EXPONENTIAL)
     after = contents(workdir)

@@ -206,7 +206,7 @@ def test_a_signal_reaches_every_process_once(local, number: signal.Signals) -> N
     assert status == 75, err
     assert f"[0] {number.name}\n" in err
     assert f"[1] {number.name}\n" in err
-    assert err.endswith("[launch] stopped; the same command goes on from the checkpoint\n")
+    assert err.endswith("[launch] stopped; the same command resumes from the checkpoint\n")
 
 
 def test_ctrl_c_in_a_terminal_reaches_every_process_once(local) -> None:

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from trainer.errors import RunError, UsageError
-from trainer.workdir.lock import LOCK_FILE, WorkdirLock
+from trainer.workdir.lock import LOCK_FILE, lock
 
 pytestmark = pytest.mark.system
 
@@ -113,7 +113,7 @@ def test_an_answer_that_was_lost_on_its_way_loses_no_lease(lease) -> None:
 
 def test_the_lock_of_a_workdir_in_a_bucket_is_a_lease(remote_workdir: str) -> None:
     message = f"--workdir={remote_workdir} is being written by process .* on "
-    with WorkdirLock(remote_workdir) as lock:
-        lock.confirm()
-        with pytest.raises(UsageError, match=message), WorkdirLock(remote_workdir):
+    with lock(epath.Path(remote_workdir)) as held:
+        held.confirm()
+        with pytest.raises(UsageError, match=message), lock(epath.Path(remote_workdir)):
             pass

@@ -39,7 +39,7 @@ def test_process_that_dies_ends_the_other(
     _, error = pair[1 - victim].communicate(timeout=SECONDS_TO_END)
     assert pair[1 - victim].returncode == 2, error
     assert f"error: process {victim} " in error
-    assert "died; the same command goes on from the newest checkpoint" in error
+    assert "died or cannot be reached; the same command resumes from the newest checkpoint" in error
     assert_no_traceback(error)
 
 
@@ -84,7 +84,7 @@ def test_unshared_workdir_is_refused(start_one_of, tmp_path: pathlib.Path) -> No
     for folder in folders:
         folder.mkdir()
     port = free_port()
-    patch = "from trainer.workdir import claim; claim._SHARED_SECONDS = 0.5"
+    patch = "from trainer.workdir import lock; lock._SHARED_SECONDS = 0.5"
     pair = [
         start_one_of(i, 2, port, *LONG, "--workdir=run", cwd=folders[i], patch=patch)
         for i in range(2)

@@ -57,8 +57,8 @@ def test_a_signal_while_compiling(start: Callable) -> None:
             break
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert process.returncode == 75, err
-    assert "stopped by SIGTERM at step 1 " in err
+    assert process.returncode == 130, err  # There is nothing to save yet.
+    assert err.endswith("interrupted\n")
 
 
 def test_a_second_interrupt_leaves_at_once(

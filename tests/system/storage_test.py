@@ -25,7 +25,7 @@ from trainer.run import loop
 from trainer.run.loop import train
 from trainer.workdir import storage
 from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE
-from trainer.workdir.lock import LOCK_FILE, WorkdirLock
+from trainer.workdir.lock import LOCK_FILE, lock
 
 pytestmark = pytest.mark.system
 
@@ -138,7 +138,7 @@ def test_a_first_save_that_was_killed_does_not_stop_the_run(
 
 
 def test_a_second_trainer_is_refused(short: TrainConfig, remote_workdir: str) -> None:
-    with WorkdirLock(remote_workdir), pytest.raises(UsageError, match="is being written by"):
+    with lock(epath.Path(remote_workdir)), pytest.raises(UsageError, match="is being written by"):
         train(short, remote_workdir)
     assert names(epath.Path(remote_workdir)) == {LOCK_FILE}
 

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.run.job import prepare
 from trainer.workdir import storage
 
 
@@ -22,13 +20,11 @@ def test_local_files_are_not_copied(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_the_packages_are_not_installed(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_packages_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     message = r"gcsfs is not installed; .*pip install 'cyclic-trainer\[gcs\]'.* -e '\.\[gcs\]'"
     with pytest.raises(UsageError, match=message):
-        prepare(config, "gs://bucket/folder")
+        storage.open_workdir("gs://bucket/folder")
 
 
 @pytest.mark.parametrize("text", ["NOT_FOUND: no manifest", "DATA_LOSS: checksum", "no such leaf"])

@@ -27,7 +27,12 @@ def _train(arguments: Arguments) -> int:
     from trainer.processes.cluster import find_cluster
 
     config = arguments.config
-    cluster = find_cluster(config.coordinator_address, config.num_processes, config.process_id)
+    cluster = find_cluster(
+        config.coordinator_address,
+        config.num_processes,
+        config.process_id,
+        arguments.options["run_token"],
+    )
     _configure_devices(_config_of_run(arguments), cluster.num_processes if cluster else 1)
     from trainer.run import loop
 

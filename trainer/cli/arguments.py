@@ -13,6 +13,7 @@ from trainer.cli.commands import COMMANDS
 from trainer.config import LENGTH_FIELDS, TrainConfig
 from trainer.config.options import describe_valid
 from trainer.errors import UsageError
+from trainer.workdir.paths import expand
 
 DEFAULT_WORKDIR = "runs/mnist"
 
@@ -87,13 +88,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     chosen: dict[str, Any] = {name: values[name].value for name in given}
     config = TrainConfig(**chosen)
     options = {name: values[name].value for name in values if name not in _FIELDS}
+    if options["output"] is not None:
+        options["output"] = expand("output", options["output"])
     return Arguments(
         command=command,
         command_given=bool(words),
         files=tuple(words[1:]),
         config=config,
         given=frozenset(given),
-        workdir=values.workdir,
+        workdir=expand("workdir", values.workdir),
         options=options,
         help=values.help,
         version=values.version,
@@ -160,6 +163,12 @@ _OPTIONS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         "steps from the first rate to the last; more tell more and take longer",
     ),
     (flags.DEFINE_string, "output", None, "the file; unset: model.jaxexport in workdir"),
+    (
+        flags.DEFINE_string,
+        "run_token",
+        "",
+        "a secret that all processes of the run must know; unset: that of TRAINER_RUN_TOKEN",
+    ),
     (flags.DEFINE_bool, "json", False, "one JSON object, also on a terminal"),
 )
 

@@ -39,7 +39,7 @@ COMMANDS = {
     "train": Command(
         "train, or resume, or say that the run is complete",
         "train --flagfile=configs/fast.cfg --workdir=runs/fast",
-        ("workdir", "dry_run", "allow_config_change", *_FIELDS),
+        ("workdir", "dry_run", "allow_config_change", "run_token", *_FIELDS),
     ),
     "evaluate": Command(
         "the newest checkpoint on the test split, as one JSON object",

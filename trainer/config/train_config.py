@@ -238,6 +238,13 @@ class TrainConfig:
         "keep compiled programs in the user's cache folder, so that the next run starts faster",
         trajectory=False,
     )
+    hang_seconds: int = option(
+        300,
+        "Processes",
+        "seconds without progress after which the run ends, and says where it hangs; 0: never",
+        valid=COUNT_OR_NONE,
+        trajectory=False,
+    )
     coordinator_address: str = option(
         "",
         "Processes",

@@ -45,6 +45,10 @@ class Connection:
         ):
             if hasattr(socket, name):  # Linux
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._start(sock, limit)
+
+    def _start(self, sock: socket.socket, limit: int) -> None:
+        """Take a connected socket of any kind."""
         sock.settimeout(None)
         self.socket = sock
         self.name = "a process"

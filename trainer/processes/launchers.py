@@ -74,7 +74,7 @@ def _slurm(variables: Mapping[str, str]) -> Told | None:
     name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS"
     if variables[name] == "1":
         return None
-    return _ask_jax("slurm", name, variables, variables.get("SLURM_STEP_NUM_NODES") == "1")
+    return _ask_jax("SlurmCluster", name, variables, variables.get("SLURM_STEP_NUM_NODES") == "1")
 
 
 def _open_mpi(variables: Mapping[str, str]) -> Told | None:
@@ -83,7 +83,7 @@ def _open_mpi(variables: Mapping[str, str]) -> Told | None:
     if size == "1" or "OMPI_MCA_orte_hnp_uri" not in variables:
         return None
     one_host = size == variables.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-    return _ask_jax("ompi", "OMPI_COMM_WORLD_SIZE", variables, one_host)
+    return _ask_jax("OmpiCluster", "OMPI_COMM_WORLD_SIZE", variables, one_host)
 
 
 def _tpu(variables: Mapping[str, str]) -> Told | None:
@@ -99,7 +99,7 @@ def _tpu(variables: Mapping[str, str]) -> Told | None:
         return None
     if not name and "TPU_SKIP_MDS_QUERY" in variables:
         return None
-    return _ask_jax("gketpu" if name else "gcetpu", name, variables)
+    return _ask_jax("GkeTpuCluster" if name else "GceTpuCluster", name, variables)
 
 
 def _kubernetes(variables: Mapping[str, str]) -> Told | None:
@@ -107,7 +107,7 @@ def _kubernetes(variables: Mapping[str, str]) -> Told | None:
     name = "KUBERNETES_SERVICE_HOST"
     if name not in variables or importlib.util.find_spec("kubernetes") is None:
         return None
-    return _ask_jax("k8s", name, variables)
+    return _ask_jax("K8sCluster", name, variables)
 
 
 def _ask_jax(
@@ -118,7 +118,7 @@ def _ask_jax(
     # hide all GPUs but one from it.
     from jax._src.clusters import ClusterEnv
 
-    (cluster,) = [kind for kind in ClusterEnv._cluster_types if kind.name == launcher]
+    (cluster,) = [kind for kind in ClusterEnv._cluster_types if kind.__name__ == launcher]
     source = f"{name}={variables[name]}" if name else "the TPU's metadata server"
 
     def look_up() -> Told | None:

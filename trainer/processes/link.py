@@ -108,7 +108,8 @@ class _Link:
             if "value" in message:
                 connection.values.put(message["value"])
             elif "beat" in message:
-                connection.progress = message["beat"]
+                beat = message["beat"]
+                connection.progress = beat if isinstance(beat, list) and len(beat) == 3 else None
             elif error := failure(message):
                 self._end(str(error), message["status"], message.get("stacks") is True)
         self._lost(f"{connection.name} died or cannot be reached")
@@ -252,9 +253,25 @@ def current() -> _Link | None:
     return _link
 
 
+def own_name() -> str:
+    """Return what to call this process."""
+    return "this process" if _link is None else _link.name
+
+
+def progress_of_others() -> dict[str, list[Any] | None]:
+    """Return what the watchdogs of those that this process is connected with said last."""
+    connections = [] if _link is None else _link.connections
+    return {connection.name: connection.progress for connection in connections}
+
+
 def is_first() -> bool:
     """Return whether this is the process that writes: process 0, or the only one."""
     return _link is None or _link.cluster.process_id == 0
+
+
+def several() -> bool:
+    """Return whether this process trains together with others."""
+    return _link is not None
 
 
 def gather(value: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from trainer.run.outputs import Outputs, note_start, open_outputs
 from trainer.run.programs import Data, Programs, start
 from trainer.step import TrainState
 from trainer.step.randomness import pinned
-from trainer.workdir.claim import claim
+from trainer.workdir.lock import claim
 from trainer.workdir.storage import check_writable, open_workdir
 
 logger = logging.getLogger(__name__)
@@ -94,10 +94,17 @@ def train(
         if lock:
             clear_the_way(workdir, search)
         note_start(job)
+        # Gloo gives the others 30 s to come to the first step: one may compile for longer.
+        processes.gather(None)
         # Until here a signal ends the command at once: there was nothing to save.
-        with StopRequest() as stop, open_outputs(job, data, lock) as outputs:
+        with (
+            StopRequest() as stop,
+            processes.Watchdog(job.config.hang_seconds) as watchdog,
+            open_outputs(job, data, lock) as outputs,
+        ):
             logger.info("first step after %.1f s", time.monotonic() - started)
-            _take_steps(job, programs, data, state, outputs, stop)
+            _take_steps(job, programs, data, state, outputs, stop, watchdog)
+            watchdog.progress(job.plan.num_steps, "at the end", may_take_long=True)
             outputs.finish()
         last_test = processes.share(outputs.last_test)
     logger.info("in all %.1f s; files in %s", time.monotonic() - started, workdir)
@@ -140,11 +147,13 @@ def _take_steps(
     state: TrainState,
     outputs: Outputs,
     stop: StopRequest,
+    watchdog: processes.Watchdog,
 ) -> None:
     """Take all steps that are left, with tests, checks and checkpoints when they are due."""
     config, plan, done = job.config, job.plan, job.first_step
     stopping_now = StopVote(stop, job.mesh)
     while done < plan.num_steps:
+        watchdog.progress(done, "in a step")
         outputs.begin(done, state)
         # Nothing is moved between host and devices here: both are always busy.
         with jax.transfer_guard("disallow"):
@@ -156,11 +165,13 @@ def _take_steps(
         done, stopping = done + count, stopping_now()
         last = done == plan.num_steps
         if last or _due(done, plan.eval_every_steps):
+            watchdog.progress(done, "in an evaluation")
             outputs.tested(done, programs.evaluate(state.params, state.statistics, data.test))
         saving = last or stopping or _due(done, config.checkpoint_every_steps)
         if saving or _due(done, config.check_replicas_every_steps):
             programs.check_replicas(state)
         if saving:
+            watchdog.progress(done, "in a save", may_take_long=True)
             outputs.save(state, done)
         if stopping and not last:
             outputs.wait()

@@ -21,7 +21,7 @@ from trainer.run.programs import Data
 from trainer.run.resume import checkpoint_meta
 from trainer.step import Metrics, TrainState
 from trainer.workdir.files import CONFIG_FILE
-from trainer.workdir.lock import WorkdirLock
+from trainer.workdir.lock import Lock
 from trainer.workdir.storage import write_whole
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Writer:
         self,
         job: Job,
         data: Data,
-        lock: WorkdirLock,
+        lock: Lock,
         records: Records,
         checkpointer: Checkpointer,
         profiler: Profiler,
@@ -140,7 +140,7 @@ class Silent:
 
 
 @contextlib.contextmanager
-def open_outputs(job: Job, data: Data, lock: WorkdirLock | None) -> Iterator[Outputs]:
+def open_outputs(job: Job, data: Data, lock: Lock | None) -> Iterator[Outputs]:
     """Open what this process writes.
 
     Args:

@@ -63,12 +63,12 @@ class Lease:
             raise self._refusal(self._read(), self._seconds) from error
         except Forbidden as error:
             raise UsageError(
-                f"--workdir={self._path.parent} may not be written: {reason(error)}; valid: the "
+                f"--workdir={self._path.parent} may not be written: {reason(error)}; use the "
                 "role roles/storage.objectUser on the bucket"
             ) from error
         except GoogleAPIError as error:
             raise UsageError(
-                f"--workdir={self._path.parent} could not be locked: {reason(error)}; valid: a "
+                f"--workdir={self._path.parent} could not be locked: {reason(error)}; use a "
                 "bucket that can be reached from here"
             ) from error
         self._thread.start()
@@ -94,11 +94,11 @@ class Lease:
             raise RunError(
                 f"{self._path.parent} is being written by {self._other()} now: this trainer was "
                 f"paused or without a connection for {self._seconds:.0f} s, and lost its lease; "
-                "nothing was saved since; the run goes on there"
+                "nothing was saved since; the run continues there"
             ) from error
         except Exception as error:
             raise RunError(
-                f"the lease {self._path} could not be renewed: {reason(error)}; mend the "
+                f"the lease {self._path} could not be renewed: {reason(error)}; restore the "
                 "connection and run the same command: older checkpoints are intact"
             ) from error
 
@@ -146,7 +146,7 @@ class Lease:
         age = time.time() - found.updated.timestamp()
         return UsageError(
             f"--workdir={self._path.parent} is being written by {_fields(found)['holder']}, which "
-            f"said so {age:.0f} s ago; valid: another --workdir, or the same one when that run has "
+            f"said so {age:.0f} s ago; use another --workdir, or the same one when that run has "
             f"ended; if it was killed, in {left:.0f} s"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from trainer.errors import RunError, UsageError
+from trainer.workdir.paths import expand
 
 _SCHEME = "gs://"
 
@@ -37,13 +38,13 @@ def open_workdir(workdir: epath.PathLike) -> epath.Path:
 
     Raises:
       UsageError: what gs:// needs is not installed, the bucket is not there or not for this user,
-        or the path is of another kind.
+        or the path is empty or of another kind.
     """
     if is_remote(workdir):
         _check_bucket(workdir)
     elif "://" in str(workdir):
-        raise UsageError(f"--workdir={workdir}: valid: a local folder, or gs://bucket/folder")
-    return epath.Path(workdir)
+        raise UsageError(f"--workdir={workdir}: use a local folder, or gs://bucket/folder")
+    return epath.Path(expand("workdir", str(workdir)))
 
 
 def check_writable(workdir: epath.Path) -> None:
@@ -99,7 +100,7 @@ def reason(error: Exception) -> str:
 
 def remedy(path: epath.PathLike) -> str:
     """Return what to do when a path could not be written."""
-    return "mend the connection" if is_remote(path) else "free space or mend the disk"
+    return "restore the connection" if is_remote(path) else "free space or repair the disk"
 
 
 def is_outage(error: Exception) -> bool:
@@ -206,7 +207,7 @@ def _check_bucket(workdir: epath.PathLike) -> None:
         from google.auth.exceptions import DefaultCredentialsError
     except ImportError as error:
         raise UsageError(
-            f"--workdir={workdir}: {error.name} is not installed; valid: a local folder, or "
+            f"--workdir={workdir}: {error.name} is not installed; use a local folder, or "
             "first pip install 'cyclic-trainer[gcs]' (in a clone: pip install -e '.[gcs]')"
         ) from error
     # What other hosts, or tensorstore, have written since must be seen.
@@ -216,29 +217,29 @@ def _check_bucket(workdir: epath.PathLike) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     name = urllib.parse.urlsplit(str(workdir)).netloc
     if not name:
-        raise UsageError(f"--workdir={workdir} names no bucket; valid: gs://bucket/folder")
+        raise UsageError(f"--workdir={workdir} names no bucket; use gs://bucket/folder")
     try:
         bucket, _ = bucket_and_name(workdir)
         bucket.reload(**request_options())
         list(bucket.list_blobs(max_results=1, **request_options()))
     except DefaultCredentialsError as error:
         text = (
-            "there are no Google credentials here; valid: on a TPU VM, one with a service "
+            "there are no Google credentials here; use, on a TPU VM, one with a service "
             "account; elsewhere, after gcloud auth application-default login"
         )
         raise UsageError(f"--workdir={workdir}: {text}") from error
     except exceptions.NotFound as error:
-        text = f"there is no bucket {name}; valid: one that is there"
+        text = f"there is no bucket {name}; use one that exists"
         raise UsageError(
             f"--workdir={workdir}: {text}, or first gcloud storage buckets create {_SCHEME}{name}"
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise UsageError(
-            f"--workdir={workdir} is not for these credentials: {reason(error)}; valid: the roles "
-            "roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket"
+            f"--workdir={workdir} is not for these credentials: {reason(error)}; it takes the "
+            "roles roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket"
         ) from error
     except Exception as error:
         raise UsageError(
-            f"--workdir={workdir} cannot be opened: {reason(error)}; valid: a bucket that can be "
+            f"--workdir={workdir} cannot be opened: {reason(error)}; use a bucket that can be "
             "reached from here"
         ) from error

@@ -1,0 +1,51 @@
+"""Output that nobody takes is lost, and nothing else."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import trainer_environment
+
+CODE = """\
+import contextlib, os, sys
+from trainer.processes import output
+output.protect()
+for _ in range(3):
+    print("x" * 100_000)
+    print("y" * 100, file=sys.stderr)
+file = open("kept", "w")
+with contextlib.suppress(OSError):
+    os.write(2, b"a library's line")
+file.write("whole")
+file.close()
+problem = output.problem()
+sys.exit(5 if problem is None else 6)
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status"),
+    [
+        ("", 5),
+        (">/dev/null 2>&1", 5),
+        ("2>&-", 5),
+        (">&- 2>&-", 5),
+        ("<&- >&- 2>&-", 5),
+        ("2>/dev/full", 5),
+        (">/dev/full", 6),  # Whoever wants the output must know.
+        ("> >(head -c 3) 2> >(true)", 5),
+    ],
+)
+def test_a_program_lives_on(tmp_path, redirection: str, status: int) -> None:
+    command = f"{sys.executable} -c {shlex.quote(CODE)} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=trainer_environment(), capture_output=True
+    )
+    assert done.returncode == status, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "kept").read_text() == "whole"
+    if not redirection:
+        assert len(done.stdout) == 300_003
+        assert len(done.stderr.splitlines()) == 4

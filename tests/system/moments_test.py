@@ -1,0 +1,166 @@
+"""A signal at every moment of the life of a run, of one process and of two."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import (
+    assert_no_traceback,
+    checkpoint_steps,
+    free_port,
+    read_metrics,
+    wait_for_checkpoint,
+    wait_until,
+)
+
+pytestmark = pytest.mark.system
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+LONG = ("--workdir=run", "--model=mlp", "--num_steps=1000000", "--num_cpu_devices=1")
+# Seconds that any process may take to leave; the machine may be busy.
+SECONDS = 20
+
+# Lines that a run prints when it comes to a moment; the moment lasts until it is ended.
+MOMENTS = {
+    "before jax": "import trainer.cli.main as m; m.parse = {pause}",
+    "jax is imported": "import trainer.devices as m; m.configure = {pause}",
+    "compilation": "import trainer.run.loop as m; m.start = {pause}",
+}
+PAUSE = (
+    "lambda *a, **k: (print('moment', file=__import__('sys').stderr), __import__('time').sleep(99))"
+)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_not_ignored() -> Iterator[None]:
+    """As under nohup, or in the background of a script, from which tests may be started."""
+    before = {n: signal.signal(n, signal.default_int_handler) for n in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def end(process: subprocess.Popen, number: signal.Signals | None = None) -> str:
+    """Send a signal; return what the process said, which must be soon and no traceback."""
+    if number is not None:
+        process.send_signal(number)
+    sent = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - sent < SECONDS
+    assert_no_traceback(error)
+    return error
+
+
+def wait_for_line(process: subprocess.Popen, start: str) -> None:
+    for line in process.stderr:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"never said {start}")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", ["before jax", "jax is imported", "compilation"])
+def test_nothing_to_save(start: Callable, moment: str, number: signal.Signals) -> None:
+    process = start(*LONG, patch=MOMENTS[moment].format(pause=PAUSE))
+    wait_for_line(process, "moment")
+    error = end(process, number)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == "interrupted"
+
+
+def test_python_is_in_another_language(start: Callable) -> None:
+    """No handler of Python runs while the main thread is in C++: another thread hears it."""
+    block = (
+        "lambda *a: (print('moment', file=__import__('sys').stderr), ctypes.CDLL(None).sleep(9))"
+    )
+    patch = f"import ctypes; import trainer.devices as m; m.configure = {block}"
+    process = start(*LONG, patch=patch)
+    wait_for_line(process, "moment")
+    sent = time.monotonic()
+    error = end(process, signal.SIGINT)
+    assert time.monotonic() - sent < 8
+    assert process.returncode == 130, error
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_steps_evaluations_and_saves(
+    start: Callable, trainer: Callable, tmp_path: Path, number: signal.Signals
+) -> None:
+    """All three are under way all the time."""
+    often = ("--eval_every_steps=2", "--checkpoint_every_steps=2", "--keep_checkpoints=1")
+    process = start(*LONG, *often)
+    wait_for_checkpoint(tmp_path / "run", 4, process)
+    error = end(process, number)
+    assert process.returncode == 75, error
+    assert f"{number.name}: stopping after this step" in error
+    assert f"stopped by {number.name} at step " in error
+    step = max(checkpoint_steps(tmp_path / "run"))
+    lines = read_metrics(tmp_path / "run", "train")
+    assert [line["step"] for line in lines] == list(range(step))
+
+
+def test_the_end_of_a_run_is_not_disturbed(start: Callable) -> None:
+    """All is saved, and the picture is drawn."""
+    slow = "import time; import trainer.records.figures as m; draw = m.draw_report; "
+    slow += "m.draw_report = lambda w: (print('moment', file=sys.stderr), time.sleep(1), draw(w))"
+    process = start("--workdir=run", "--model=mlp", "--num_steps=3", patch=f"import sys; {slow}")
+    wait_for_line(process, "moment")
+    error = end(process, signal.SIGTERM)
+    assert process.returncode == 0, error
+
+
+def test_nohup(start: Callable, tmp_path: Path) -> None:
+    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    end(process, signal.SIGTERM)
+    assert process.returncode == 75
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment", ["jax is joined", "compilation"])
+def test_one_of_two_while_they_start(start_one_of: Callable, moment: str, victim: int) -> None:
+    places = {"jax is joined": "import trainer.processes.network as m; m.announce = {pause}"}
+    patch = (MOMENTS | places)[moment].format(pause=PAUSE)
+    port = free_port()
+    pair = [start_one_of(i, 2, port, *LONG, patch=patch) for i in range(2)]
+    for process in pair:
+        wait_for_line(process, "moment")
+    error = end(pair[victim], signal.SIGINT)
+    other = end(pair[1 - victim])
+    assert [process.returncode for process in pair] == [130, 130], error + other
+    assert f"interrupted: process {victim} on " in other
+
+
+def test_one_of_two_in_the_roll_call(start_one_of: Callable) -> None:
+    port = free_port()
+    pair = [start_one_of(i, 3, port, *LONG) for i in range(2)]
+    wait_for_line(pair[0], "waiting for process 2")
+    end(pair[1], signal.SIGINT)
+    error = end(pair[0])
+    assert [process.returncode for process in pair] == [130, 130], error
+
+
+def test_two_that_train(start_one_of: Callable, tmp_path: Path) -> None:
+    port = free_port()
+    pair = [start_one_of(i, 2, port, *LONG, "--checkpoint_every_steps=5") for i in range(2)]
+    wait_for_checkpoint(tmp_path / "run", 10)
+    pair[1].send_signal(signal.SIGHUP)
+    errors = [end(process) for process in pair]
+    assert [process.returncode for process in pair] == [75, 75], errors
+
+
+def test_output_that_is_lost(start: Callable, tmp_path: Path) -> None:
+    """Its reader leaves after a line: the run goes on to its end."""
+    process = start("--workdir=run", "--model=mlp", "--num_steps=30", "--log_every_steps=1")
+    process.stderr.readline()
+    process.stderr.close()
+    process.stderr = None  # Nothing is read from it any more.
+    assert process.wait(120) == 0
+    assert checkpoint_steps(tmp_path / "run") == {30}
