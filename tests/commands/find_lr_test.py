@@ -121,12 +121,12 @@ def test_stops_early_where_the_loss_diverges(
         caplog.at_level(logging.INFO, "trainer"),
         pytest.raises(RunError, match="no clear answer: the loss diverged at"),
     ):
-        find_lr(mlp, tmp_path, 0.1, 1e4, 200, EXPONENTIAL)
+        find_lr(mlp, tmp_path, 10, 1e4, 200, EXPONENTIAL)
     rows = (tmp_path / "find_lr.csv").read_text().splitlines()
     assert rows[0] == "step,learning_rate,loss,accuracy,smoothed_loss,smoothed_accuracy"
     rates = [float(row.split(",")[1]) for row in rows[1:]]
-    assert 2 < len(rates) < 200
-    expected = np.geomspace(0.1, 1e4, 200).astype(np.float32)[: len(rates)]
+    assert 2 <= len(rates) < 200
+    expected = np.geomspace(10, 1e4, 200).astype(np.float32)[: len(rates)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert f"stopped early: the loss diverged at step {len(rates) - 1} of 200" in caplog.text
     assert not (tmp_path / "find_lr.cfg").exists()

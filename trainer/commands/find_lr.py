@@ -111,14 +111,16 @@ def _report(
         lr_max=found.lr_max,
         steps_per_cycle=steps_per_cycle,
     )
-    text = flagfile(suggested, free_workdir(workdir), [f"From a {origin}:", *lines])
+    run = free_workdir(workdir)
+    text = flagfile(suggested, run, [f"From a {origin}:", *lines])
     replace_file(workdir / FLAGFILE, text.encode())
     logger.info("%s", "\n".join(lines))
     if found.steepest is not None:
         logger.info("the loss falls fastest at %g, for one fixed rate", found.steepest)
     logger.info(
-        "lr_min %g, lr_max %g, %d steps a cycle; to train:\n  python -m trainer --flagfile=%s",
-        *(found.lr_min, found.lr_max, steps_per_cycle, workdir / FLAGFILE),
+        "lr_min %g, lr_max %g, %d steps a cycle; to train in %s:\n"
+        "  python -m trainer --flagfile=%s",
+        *(found.lr_min, found.lr_max, steps_per_cycle, run, workdir / FLAGFILE),
     )
     return {
         "lr_min": found.lr_min,
