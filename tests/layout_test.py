@@ -77,3 +77,18 @@ def test_the_architecture_is_one_look() -> None:
 def test_each_library_has_one_user(library: str, rooms: set[str]) -> None:
     users = {room(path) for path in MODULES for name in imported(path) if name.startswith(library)}
     assert users == rooms
+
+
+TESTS = Path(__file__).parent
+# What a process is started with.
+STARTS = ("subprocess", "multiprocessing", "pty", "tests.helpers.start_trainer")
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*_test.py")), ids=lambda path: path.name)
+def test_tests_that_start_processes_are_of_the_system_tier(path: Path) -> None:
+    if path.parent.name == "system":
+        assert "pytestmark = pytest.mark.system" in path.read_text() or (
+            "pytestmark = [\n    pytest.mark.system,\n" in path.read_text()
+        )
+    else:
+        assert not [name for name in imported(path) if name.startswith(STARTS)]

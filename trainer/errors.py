@@ -1,5 +1,7 @@
 """How a run or a command ends other than well: one message each, no traceback, one exit status."""
 
+from typing import Any
+
 
 class UsageError(ValueError):
     """Wrong input: the message names flag, value and what would be valid."""
@@ -17,6 +19,11 @@ class Stopped(Exception):  # noqa: N818 - it is no error
     """A signal asked the run to stop, and the same command resumes it from a checkpoint."""
 
     exit_status = 75
+
+    def __init__(self, message: str, result: Any = None):
+        """Take the message, and what the run has come to."""
+        super().__init__(message)
+        self.result = result
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+from etils import epath
 
 from trainer import devices
 from trainer.config import TrainConfig
@@ -27,11 +28,11 @@ class Training:
         from trainer.checkpoints.store import Checkpointer
         from trainer.records.metrics import Records
         from trainer.run.job import prepare
-        from trainer.run.startup import start
+        from trainer.run.programs import start
 
         self._workdir = tempfile.TemporaryDirectory()
-        self._job = prepare(config, self._workdir.name)
-        self._programs, self._data, self._state = start(self._job, None)
+        self._job = prepare(config, epath.Path(self._workdir.name))
+        self._programs, self._data, self._state = start(self._job)
         self._records = Records(self._job.workdir, self._job.config, self._job.plan, 0)
         self._checkpointer = Checkpointer(self._job.workdir, keep=2)
         self._done = 0
@@ -102,16 +103,11 @@ class Training:
 
     def restore(self) -> float:
         """Return the seconds from a folder of checkpoints to a verified state on the devices."""
-        from trainer.checkpoints.recovery import restore_newest
-        from trainer.step.state import abstract_train_state, train_state_init
+        from trainer.checkpoints import read_newest
+        from trainer.run.resume import resumed_state
 
-        job = self._job
-        init = train_state_init(job.model, job.tx, job.config.seed, job.source.image_shape)
-        abstract = abstract_train_state(init, devices.replicated(job.mesh))
         begin = time.perf_counter()
-        restored = restore_newest(job.workdir, abstract, set_aside=False)
-        assert restored is not None
-        jax.block_until_ready(restored.state)
+        jax.block_until_ready(resumed_state(self._job, read_newest(self._job.workdir)))
         return time.perf_counter() - begin
 
     def digests(self) -> float:
@@ -161,4 +157,4 @@ class Command:
             flags = [*self._flags, f"--num_steps={count}", f"--workdir={workdir}"]
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 status = cli.run(["trainer", "train", *flags])
-            assert status == cli.EXIT_DONE, said.getvalue()
+            assert status == 0, said.getvalue()

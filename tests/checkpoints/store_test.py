@@ -114,5 +114,5 @@ def test_another_form_is_no_damage(
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         checkpointer.save(state_at(1), 1, {"step": 1, "versions": versions})
     monkeypatch.undo()
-    with pytest.raises(RunError, match=r"made by cyclic-trainer 9\.8\.7, .* other form; finish"):
+    with pytest.raises(RunError, match=r"made by cyclic-trainer 9\.8\.7, .* another form; finish"):
         restore(folder(tmp_path, 1), 1)

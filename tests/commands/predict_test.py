@@ -14,10 +14,8 @@ from trainer import cli
 from trainer.checkpoints import Checkpointer, read_newest
 from trainer.commands.export import EXPORT_FILE, export
 from trainer.commands.predict.inference import Predictor
-from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.errors import UsageError
-from trainer.run.loop import train
 from trainer.run.stored import load_checkpoint
 from trainer.step.examples import scale_pixels
 
@@ -25,23 +23,9 @@ DIGITS = sorted((Path(__file__).parents[1] / "digits").glob("*.png"))
 
 
 @pytest.fixture(scope="module")
-def workdir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A third of configs/fast.cfg: about 98 % on the test split."""
-    path = tmp_path_factory.mktemp("run")
-    config = TrainConfig(
-        data_dir=str(data_dir),
-        batch_size=64,
-        num_steps=300,
-        steps_per_cycle=300,
-        lr_min=2e-4,
-        lr_max=8e-3,
-        optimizer="adamw",
-        nesterov=True,
-        standardize=True,
-        num_devices=2,
-    )
-    train(config, path)
-    return path
+def workdir(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a network that was trained, for a second, on pictures of digits."""
+    return copied(trained, tmp_path_factory.mktemp("digits"), "mnist")
 
 
 @pytest.fixture(scope="module")
@@ -67,46 +51,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def test_fifteen_pictures(predictor: Predictor) -> None:
-    answers = list(predictor.predict([str(path) for path in DIGITS]))
-    assert len(answers) == 15
-    assert [answer["file"] for answer in answers] == [str(path) for path in DIGITS]
-    right = [answer["digit"] == int(Path(answer["file"]).name[0]) for answer in answers]
-    assert sum(right) >= 13
+def test_answers_in_order(predictor: Predictor) -> None:
+    """In batches of one size, whose last one is not full; what is answered adds up."""
+    paths = [str(path) for path in DIGITS] * 5
+    answers = list(predictor.predict(paths))
+    assert [answer["file"] for answer in answers] == paths
+    assert answers[:15] == answers[60:]
     for answer in answers:
         assert list(answer) == ["file", "digit", "probabilities"]
         assert len(answer["probabilities"]) == 10
         assert sum(answer["probabilities"]) == pytest.approx(1, rel=1e-5)
         assert answer["digit"] == int(np.argmax(answer["probabilities"]))
-
-
-def paint(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """A digit of random size and place, in random colours that differ, in uneven light."""
-    side, room = int(rng.integers(20, 150)), rng.uniform(1, 2.5, 2)
-    height, width = (int(side * factor) for factor in room)
-    y, x = (int(rng.integers(0, length - side + 1)) for length in (height, width))
-    part = np.zeros((height, width, 1))
-    large = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
-    part[y : y + side, x : x + side, 0] = np.asarray(large) / 255
-    ink, background = rng.uniform(0, 1, (2, 3))
-    while abs(ink.mean() - background.mean()) < 0.3:
-        ink = rng.uniform(0, 1, 3)
-    slope = rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, width)[None, :, None]
-    noise = rng.normal(0, rng.uniform(0, 0.05), (height, width, 1))
-    colours = background * (1 - part) + ink * part + slope + noise
-    return Image.fromarray(np.uint8(255 * colours.clip(0, 1)))
-
-
-def test_two_hundred_painted_digits(predictor: Predictor, mnist: Dataset, tmp_path: Path) -> None:
-    """More than one batch, the last one not full."""
-    rng = np.random.default_rng(0)
-    paths = [str(tmp_path / f"{number}.png") for number in range(200)]
-    for path, image in zip(paths, mnist.test_images[:200, ..., 0], strict=True):
-        paint(image, rng).save(path)
-    answers = list(predictor.predict(paths))
-    assert [answer["file"] for answer in answers] == paths
-    digits = np.array([answer["digit"] for answer in answers])
-    assert (digits == mnist.test_labels[:200]).mean() >= 0.95
 
 
 def test_probabilities_are_those_of_the_network(
@@ -186,7 +141,7 @@ def test_an_export_answers_as_the_network(
 ) -> None:
     """With any number of images."""
     done = export(workdir, tmp_path / "digits.jaxexport")
-    assert (done["step"], done["platforms"]) == (300, ["cpu", "cuda", "tpu"])
+    assert (done["step"], done["platforms"]) == (60, ["cpu", "cuda", "tpu"])
     assert (done["input"], done["output"]) == ("uint8[n,28,28,1]", "float32[n,10]")
     network = jax.export.deserialize(bytearray((tmp_path / "digits.jaxexport").read_bytes()))
     assert network.platforms == ("cpu", "cuda", "tpu")

@@ -12,6 +12,7 @@ import shutil
 import struct
 import tempfile
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -126,7 +127,38 @@ def test_both_ways_of_decoding_agree(data_dir):
 # Preparing
 
 
-def test_prepares_once_and_says_so(tmp_path, caplog, capfd):
+class Bundled:
+    """A folder in memory, which every user may read."""
+
+    def __init__(self, files):
+        self._files = files
+
+    def __truediv__(self, name):
+        return types.SimpleNamespace(read_bytes=lambda: self._files[name])
+
+
+@pytest.fixture
+def small_archives(monkeypatch):
+    """Four small archives in place of the real ones, 30 and 20 images: name -> bytes."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for prefix, count in (("train", 30), ("t10k", 20)):
+        pixels = rng.integers(0, 256, count * 784, dtype=np.uint8).tobytes()
+        labels = (np.arange(count, dtype=np.uint8) % 10).tobytes()
+        header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
+        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(header + pixels)
+        header = struct.pack(">4BI", 0, 0, 8, 1, count)
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(header + labels)
+    archives = [
+        sources.Archive(name, f"http://host/{name}", len(data), hashlib.sha256(data).hexdigest())
+        for name, data in files.items()
+    ]
+    monkeypatch.setattr(sources, "registered_archives", lambda config: archives)
+    monkeypatch.setattr(sources, "BUNDLED", Bundled(files))
+    return files
+
+
+def test_prepares_once_and_says_so(tmp_path, caplog, capfd, small_archives):
     with caplog.at_level(logging.INFO, logger="trainer.datasets.prepare"):
         datasets.open_dataset("mnist", str(tmp_path))
     said = [record.message for record in caplog.records if record.name.startswith("trainer")]
@@ -144,11 +176,11 @@ def test_prepares_once_and_says_so(tmp_path, caplog, capfd):
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / MNIST).iterdir()}
 
 
-def test_leftovers_of_a_killed_process_do_no_harm(tmp_path):
+def test_leftovers_of_a_killed_process_do_no_harm(tmp_path, small_archives):
     leftover = tmp_path / MNIST.parent / "incomplete.ABCDEF_1.0.0"
     leftover.mkdir(parents=True)
     (leftover / "mnist_idx-train.array_record-00000-of-00001").write_bytes(b"half")
-    assert datasets.open_dataset("mnist", str(tmp_path)).num_train == 60000
+    assert datasets.open_dataset("mnist", str(tmp_path)).num_train == 30
 
 
 def _readable(path):
@@ -161,7 +193,7 @@ def _readable(path):
 
 
 @pytest.fixture
-def unwritable_dir(data_dir):
+def unwritable_dir():
     """A folder this process may not write to. For root, who may everywhere, by becoming nobody."""
     base = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))
     base.chmod(0o755)
@@ -182,7 +214,9 @@ def unwritable_dir(data_dir):
     shutil.rmtree(base)
 
 
-def test_unwritable_data_dir_falls_back_to_a_private_folder(unwritable_dir, monkeypatch, caplog):
+def test_unwritable_data_dir_falls_back_to_a_private_folder(
+    small_archives, unwritable_dir, monkeypatch, caplog
+):
     temporary = unwritable_dir.parent / "tmp"
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     source = datasets.open_dataset("mnist", str(unwritable_dir))
@@ -198,7 +232,9 @@ def test_unwritable_data_dir_falls_back_to_a_private_folder(unwritable_dir, monk
     assert (scratch / MNIST).stat().st_mtime_ns == written
 
 
-def test_a_temporary_folder_of_somebody_else_is_not_used(unwritable_dir, monkeypatch):
+def test_a_temporary_folder_of_somebody_else_is_not_used(
+    small_archives, unwritable_dir, monkeypatch
+):
     temporary = unwritable_dir.parent / "tmp"
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     trap = temporary / f"cyclic-trainer-{os.geteuid()}"
@@ -310,46 +346,24 @@ def no_network(monkeypatch):
     monkeypatch.setattr(sources, "_assert_reachable", unreachable)
 
 
-@pytest.fixture
-def small_fashion_mnist(monkeypatch):
-    """Four small archives in place of those of Fashion-MNIST: name -> bytes."""
-    rng = np.random.default_rng(0)
-    files = {}
-    for prefix, count in (("train", 30), ("t10k", 20)):
-        pixels = rng.integers(0, 256, count * 784, dtype=np.uint8).tobytes()
-        labels = (np.arange(count, dtype=np.uint8) % 10).tobytes()
-        header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
-        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(header + pixels)
-        header = struct.pack(">4BI", 0, 0, 8, 1, count)
-        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(header + labels)
-    archives = [
-        sources.Archive(name, f"http://host/{name}", len(data), hashlib.sha256(data).hexdigest())
-        for name, data in files.items()
-    ]
-    monkeypatch.setattr(sources, "registered_archives", lambda config: archives)
-    return files
-
-
 @pytest.mark.parametrize("folder", ["", "fashion_mnist"])
-def test_archives_from_the_manual_directory(tmp_path, small_fashion_mnist, no_network, folder):
+def test_archives_from_the_manual_directory(tmp_path, small_archives, no_network, folder):
     manual = tmp_path / "downloads" / "manual" / folder
     manual.mkdir(parents=True)
-    for name, data in small_fashion_mnist.items():
+    for name, data in small_archives.items():
         (manual / name).write_bytes(data)
     data = datasets.load("fashion_mnist", str(tmp_path))
-    pixels = gzip.decompress(small_fashion_mnist["t10k-images-idx3-ubyte.gz"])[16:]
+    pixels = gzip.decompress(small_archives["t10k-images-idx3-ubyte.gz"])[16:]
     assert data.test_images.tobytes() == pixels
     assert data.train_labels.tolist() == [i % 10 for i in range(30)]
     builder = MnistIdx(config="fashion_mnist", data_dir=tmp_path)
     assert builder.info.features["label"].names[9] == "Ankle boot"
 
 
-def test_wrong_archive_in_the_manual_directory_is_refused(
-    tmp_path, small_fashion_mnist, no_network
-):
+def test_wrong_archive_in_the_manual_directory_is_refused(tmp_path, small_archives, no_network):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
-    for name, data in small_fashion_mnist.items():
+    for name, data in small_archives.items():
         (manual / name).write_bytes(data)
     flip(manual / "train-images-idx3-ubyte.gz", 5000)
     with pytest.raises(RunError, match="wrong checksum") as error:
@@ -357,10 +371,10 @@ def test_wrong_archive_in_the_manual_directory_is_refused(
     assert str(manual / "train-images-idx3-ubyte.gz") in str(error.value)
 
 
-def test_archives_are_downloaded(tmp_path, small_fashion_mnist, monkeypatch):
+def test_archives_are_downloaded(tmp_path, small_archives, monkeypatch):
     served = tmp_path / "served"
     served.mkdir()
-    for name, data in small_fashion_mnist.items():
+    for name, data in small_archives.items():
         (served / name).write_bytes(data)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

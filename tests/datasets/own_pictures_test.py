@@ -89,17 +89,21 @@ def test_the_order_depends_on_nothing_but_names(folder):
 
 
 def test_it_is_prepared_once_and_again_after_a_change(folder):
+    # Uncompressed: other pixels leave the size as it is.
+    changed = folder / "train" / "cat" / "0.png"
+    save(changed, grey(0), format="bmp")
     source = datasets.open_dataset(str(folder), str(folder.parent / "data"))
     first = source.read()
     again = datasets.open_dataset(str(folder), str(folder.parent / "data"))
     assert again.data_dir == source.data_dir
-    changed = folder / "train" / "cat" / "0.png"
-    times = changed.stat()
+    before = changed.stat()
     # The same size and time, as a careful copy leaves them: only other pixels.
     pixels = np.asarray(Image.open(changed)).copy()
     pixels[0, 0] ^= 1
-    save(changed, pixels)
-    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    save(changed, pixels, format="bmp")
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = changed.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     other = datasets.open_dataset(str(folder), str(folder.parent / "data"))
     assert other.data_dir != source.data_dir
     difference = datasets.identity_difference(first.identity, other.read().identity)
@@ -396,6 +400,11 @@ def test_paths_where_nothing_can_be_used(folder, monkeypatch):
     prepared = datasets.open_dataset("pets", "data").data_dir
     with pytest.raises(UsageError, match="was prepared by TFDS; give its name"):
         datasets.open_dataset(prepared, "data")
+
+
+def test_pictures_are_prepared_on_a_local_disk(folder):
+    with pytest.raises(UsageError, match=r"--data_dir=gs://bucket/data is no local folder"):
+        datasets.open_dataset(str(folder), "gs://bucket/data")
 
 
 # Damage of what was prepared

@@ -13,7 +13,6 @@ from trainer.config import TrainConfig
 from trainer.records import figures
 from trainer.records.history import Resume, RunHistory
 from trainer.schedules import create_plan, create_schedule, create_triangular_schedule
-from trainer.schedules.range_curves import analyze
 
 
 def history(
@@ -225,25 +224,3 @@ def test_the_schedule_of_a_run_of_any_length(num_steps: int, lr_schedule: str) -
         assert extents(axes)[1] == pytest.approx(highest, rel=1e-2)
         lowest = 0.03 if lr_schedule == "constant" else 0.003
         assert extents(axes)[0] == pytest.approx(lowest, rel=1e-6)
-
-
-@pytest.mark.parametrize("exponential", [True, False])
-@pytest.mark.parametrize("diverged", [True, False])
-def test_picture_of_a_range_test(diverged: bool, exponential: bool, tmp_path: Path) -> None:
-    rates = np.geomspace(1e-5, 10, 600) if exponential else np.linspace(0, 1, 600)
-    rise = np.clip((np.arange(600) - 200) / 200, 0, 1)
-    losses = 2.3 - 2 * rise
-    losses[550:] = np.inf if diverged else losses[550:]
-    test = analyze(rates, losses, 0.1 + 0.8 * rise, 25)
-    figure = figures.range_test_figure(test, exponential)
-    accuracy, loss = figure.axes
-    marks = [test.lr_min, test.lr_max] + [rates[550]] * diverged
-    assert vertical_lines(accuracy) == vertical_lines(loss) == pytest.approx(marks)
-    assert accuracy.get_xscale() == ("log" if exponential else "linear")
-    assert loss.lines[-1].get_xdata()[0] == test.steepest
-    np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), 100 * test.accuracies)
-    path = figures.draw_range_test(test, exponential, epath.Path(tmp_path) / "a.png")
-    assert png_size(Path(path)) == (1500, 1125)
-    unclear = dataclasses.replace(test, lr_min=None, lr_max=None, steepest=None)
-    bare = figures.range_test_figure(unclear, exponential).axes
-    assert vertical_lines(bare[0]) == [rates[550]] * diverged

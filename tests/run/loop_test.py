@@ -20,9 +20,9 @@ from trainer.step.several_steps import choose_steps_per_call
 
 
 def test_stop_and_resume_is_no_stop(config: TrainConfig, tmp_path: Path) -> None:
-    """Stops in mid-cycle, at its lowest rate, at an epoch's end, in mid-epoch, before the end."""
+    """Stops in mid-cycle, at the end of an epoch, and before the end of one."""
     train(config, tmp_path / "unbroken")
-    for stop in (3, 7, 20, 25, 59, 60):
+    for stop in (3, 20, 39, 60):
         train(dataclasses.replace(config, num_steps=stop), tmp_path / "broken")
     states = [stored_state(tmp_path / name, 60) for name in ("broken", "unbroken")]
     assert_same_bits(*states)
@@ -31,6 +31,7 @@ def test_stop_and_resume_is_no_stop(config: TrainConfig, tmp_path: Path) -> None
     assert [line["step"] for line in ours] == list(range(60))
 
 
+@pytest.mark.system
 def test_resume_of_the_cnn(config: TrainConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(config, model="cnn", batch_size=64, num_steps=6)
     train(config, tmp_path / "unbroken")
@@ -49,13 +50,13 @@ def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:
     np.testing.assert_array_equal(rates, schedule(np.arange(60)))
     tests = [line for line in found if line["split"] == "test"]
     assert [line["step"] for line in tests] == [20, 40, 60]
-    assert [line["examples"] for line in tests] == [10000] * 3
+    assert [line["examples"] for line in tests] == [500] * 3
     assert (result.step, result.complete, result.workdir) == (60, True, str(tmp_path))
     assert (tests[-1]["loss"], tests[-1]["accuracy"]) == (result.test_loss, result.test_accuracy)
     assert result.test_accuracy > 0.8
     assert train_lines[-1]["loss"] < train_lines[0]["loss"]
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert TrainConfig(**stored) == resolved(config)
+    assert TrainConfig(**stored) == resolved(config, 2560)
 
 
 def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
@@ -157,7 +158,7 @@ def test_another_trajectory_is_refused(config: TrainConfig, tmp_path: Path) -> N
     ("wrong", "message"),
     [
         ({"batch_size": 101}, "--batch_size=101 .* such as 100 or 102"),
-        ({"batch_size": 70000}, "--batch_size=70000 is more than the 60000"),
+        ({"batch_size": 3000}, "--batch_size=3000 is more than the 2560"),
         ({"platform": "tpu"}, "--platform=tpu"),
         ({"num_devices": 9}, "--num_devices=9"),
         ({"steps_per_cycle": None, "cycles_per_epoch": 11}, "--cycles_per_epoch=11"),
@@ -181,8 +182,8 @@ def test_workdir_that_cannot_be_made(config: TrainConfig, tmp_path: Path) -> Non
 def test_the_plan_in_words(config: TrainConfig, tmp_path: Path) -> None:
     text = describe(loop.plan(config, tmp_path / "run"))
     for words in (
-        "2 devices (cpu), each 1500 of the 3000 examples",
-        "60000 training and 10000 test examples of mnist",
+        "2 devices (cpu), each 64 of the 128 examples",
+        "2560 training and 500 test examples of small_mnist",
         "60 steps, 3 epochs of 20",
         "8.57143 cycles of 7 steps",
         str(tmp_path / "run"),
@@ -209,7 +210,7 @@ def test_inspect_and_evaluate(config: TrainConfig, tmp_path: Path, standardize: 
     for num_devices in (2, 3):
         given = TrainConfig(data_dir=config.data_dir, num_devices=num_devices)
         again = inspection.evaluate(tmp_path, given)
-        assert (again["step"], again["examples"]) == (24, 10000)
+        assert (again["step"], again["examples"]) == (24, 500)
         assert again["accuracy"] == result.test_accuracy
         np.testing.assert_allclose(again["loss"], result.test_loss, rtol=1e-5)
 
@@ -223,9 +224,10 @@ def test_no_checkpoint(tmp_path: Path, command) -> None:
 
 
 def test_where_a_run_was_resumed(config: TrainConfig, tmp_path: Path) -> None:
-    for stop in (3, 7, 20):
-        train(dataclasses.replace(config, num_steps=stop, report=stop == 20), tmp_path)
-    assert json.loads((tmp_path / "resumes.json").read_text()) == [3, 7]
+    for stop in (3, 7, 9):
+        train(dataclasses.replace(config, num_steps=stop, report=stop == 9), tmp_path)
+    resumes = json.loads((tmp_path / "resumes.json").read_text())
+    assert [resume["step"] for resume in resumes] == [3, 7]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -240,16 +242,14 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     assert "\n" not in warnings[0].message
 
 
-@pytest.mark.parametrize("momentum", [{}, {"momentum_min": 0.8, "momentum_max": 0.95}])
-def test_steps_in_calls_are_the_steps_one_by_one(
-    config: TrainConfig, tmp_path: Path, momentum: dict[str, float]
-) -> None:
+def test_steps_in_calls_are_the_steps_one_by_one(config: TrainConfig, tmp_path: Path) -> None:
     """The same program takes any number of steps, so stops that shift the calls change no bit."""
+    momentum = {"momentum_min": 0.8, "momentum_max": 0.95}
     config = dataclasses.replace(config, reduction="allreduce", num_steps=45, **momentum)
     train(config, tmp_path / "one")
     several = dataclasses.replace(config, steps_per_call=8)
     train(several, tmp_path / "several")
-    for stop in (3, 14, 27, 45):
+    for stop in (14, 27, 45):
         train(dataclasses.replace(several, num_steps=stop), tmp_path / "stopped")
     one, unbroken, stopped = (read_metrics(tmp_path / run) for run in ("one", "several", "stopped"))
     digests = [inspection.inspect(tmp_path / run)["digests"] for run in ("several", "stopped")]
@@ -261,7 +261,7 @@ def test_steps_in_calls_are_the_steps_one_by_one(
     assert [(x["split"], x["step"]) for x in unbroken] == [(x["split"], x["step"]) for x in one]
     assert checkpoint_steps(tmp_path / "several") == checkpoint_steps(tmp_path / "one")
     for name in ("learning_rate", "momentum", "loss"):
-        values = [[x[name] for x in run if name in x] for run in (one, unbroken)]
+        values = [[x[name] for x in run if x["split"] == "train"] for run in (one, unbroken)]
         np.testing.assert_allclose(*values, rtol=0 if name != "loss" else 1e-5)
 
 

@@ -72,14 +72,19 @@ def run(
     return state, all_metrics
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_same_bits_on_every_number_of_devices(mnist: Dataset, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "all_num_devices"), [("sgd", [8]), ("nesterov", [2, 4, 8]), ("adamw", [8])]
+)
+def test_the_same_bits_on_every_number_of_devices(
+    mnist: Dataset, optimizer: str, all_num_devices: list[int]
+) -> None:
     """Shards of 15 examples, so no division happens to be exact."""
     expected = run(mnist, 1, optimizer=optimizer)
-    for num_devices in (2, 4, 8):
+    for num_devices in all_num_devices:
         assert_same_bits(run(mnist, num_devices, optimizer=optimizer), expected)
 
 
+@pytest.mark.system
 def test_the_same_bits_with_convolutions(mnist: Dataset) -> None:
     expected = run(mnist, 1, model_name="cnn", num_steps=6, batch_size=96)
     for num_devices in (2, 4, 8):
@@ -105,7 +110,7 @@ def test_the_same_bits_after_500_steps(
 
 
 @pytest.mark.parametrize(
-    ("gradient_shards", "all_num_devices"), [(1, [1]), (4, [1, 2, 4]), (16, [1, 2, 8])]
+    ("gradient_shards", "all_num_devices"), [(1, [1]), (4, [1, 4]), (16, [2, 8])]
 )
 def test_other_numbers_of_shards(
     mnist: Dataset, gradient_shards: int, all_num_devices: list[int]
@@ -114,13 +119,13 @@ def test_other_numbers_of_shards(
     states = [run(mnist, num_devices, **given) for num_devices in all_num_devices]
     for state in states[1:]:
         assert_same_bits(state, states[0])
-    other, _ = run(mnist, 1, num_steps=10, batch_size=96)  # 8 shards
+    other, _ = run(mnist, 8, num_steps=10, batch_size=96)  # 8 shards
     kernel = np.asarray(states[0][0].params["dense1"]["kernel"])
     assert not np.array_equal(kernel, other.params["dense1"]["kernel"])
     np.testing.assert_allclose(kernel, other.params["dense1"]["kernel"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("model_name", ["mlp", "cnn"])
+@pytest.mark.parametrize("model_name", ["mlp", pytest.param("cnn", marks=pytest.mark.system)])
 def test_the_tree_takes_the_step_of_allreduce(mnist: Dataset, model_name: str) -> None:
     """Against the whole batch in one piece on one device."""
     given = {"model_name": model_name, "optimizer": "sgd", "num_steps": 1, "batch_size": 96}

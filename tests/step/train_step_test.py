@@ -67,7 +67,7 @@ def test_there_are_devices_to_test_with() -> None:
     assert len(jax.devices()) == 8
 
 
-@pytest.mark.parametrize("model_name", ["mlp", "cnn"])
+@pytest.mark.parametrize("model_name", ["mlp", pytest.param("cnn", marks=pytest.mark.system)])
 def test_one_step_on_eight_devices_is_one_step_on_one(mnist: Dataset, model_name: str) -> None:
     state_1, metrics_1 = run_steps(mnist, 1, model_name)
     state_8, metrics_8 = run_steps(mnist, 8, model_name)

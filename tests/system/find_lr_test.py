@@ -15,7 +15,14 @@ def test_the_command(trainer, tmp_path: Path) -> None:
     done = trainer("find_lr", *flags, "--num_steps=60")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert list(found) == ["lr_min", "lr_max", "steps_per_cycle", "steepest_loss"]
+    assert list(found) == [
+        "lr_min",
+        "lr_max",
+        "steps_per_cycle",
+        "steepest_loss",
+        "confidence",
+        "equally_good",
+    ]
     assert_no_traceback(done.stderr)
     assert "python -m trainer --flagfile=run/find_lr.cfg" in done.stderr
     trained = trainer("--flagfile=run/find_lr.cfg")

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import io
+import itertools
 import logging
 import math
+import os
 import tempfile
 from typing import Any
 
@@ -16,15 +18,14 @@ from etils import epath
 from trainer import devices
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
-from trainer.records import figures
+from trainer.records.range_figure import draw_range_test
 from trainer.run.job import Job, prepare
 from trainer.run.programs import start
 from trainer.schedules import Plan
+from trainer.schedules.range_analysis import RangeTest, Suggestion, analyze
 from trainer.schedules.range_curves import (
     EXPONENTIAL,
     FEWEST_STEPS,
-    RangeTest,
-    analyze,
     divergence_step,
     ramp,
     window_of,
@@ -51,8 +52,8 @@ def find_lr(
     """Train a fresh state while the learning rate rises, and suggest bounds for a triangle.
 
     The state is made anew from the configuration and thrown away afterwards. A run in the workdir
-    is neither read nor changed, and may be going on: only find_lr.csv, find_lr.png and find_lr.cfg
-    are written.
+    is neither read nor changed, and may be in progress: only find_lr.csv, find_lr.png and
+    find_lr.cfg are written.
 
     Args:
       config: the hyperparameters; its learning rates and cycles are not used.
@@ -63,18 +64,19 @@ def find_lr(
       kind: "exponential" or "linear".
 
     Returns:
-      lr_min, lr_max, steps_per_cycle, and steepest_loss (the rate, or None).
+      lr_min, lr_max, steps_per_cycle, steepest_loss (the rate, or None), confidence ("clear" or
+      "rough") and equally_good (the lowest and the highest of the rates that do equally well).
 
     Raises:
       UsageError: an argument is out of its range, or fits neither devices nor data.
-      RunError: the curves give no clear answer (the first two files are written, and no find_lr.cfg
-        is there), or the data are damaged.
+      RunError: the curves show no rise (the first two files are written, and no find_lr.cfg is
+        there), or the data are damaged.
     """
     _check_ramp(lr_start, lr_end, num_steps, kind)
     if config.lr_schedule == "constant":
         raise UsageError(
-            "--lr_schedule=constant has one rate, and find_lr finds the two of a cycle; valid: "
-            "--lr_schedule=triangular"
+            "--lr_schedule=constant has one rate, and find_lr finds the two of a cycle; use "
+            "--lr_schedule=triangular instead"
         )
     workdir = open_workdir(workdir)
     check_writable(workdir)
@@ -82,40 +84,49 @@ def find_lr(
         job = prepare(_without_cycles(config), epath.Path(empty))
     window = window_of(num_steps)
     rates = ramp(lr_start, lr_end, num_steps, kind)
-    logger.info(
-        "range test on %s: %d steps from fresh parameters, rate %g to %g (%s)",
-        devices.describe(job.mesh),
-        *(num_steps, lr_start, lr_end, kind),
-    )
+    how = f"{num_steps} steps, learning rate {lr_start:g} to {lr_end:g} ({kind})"
+    logger.info("range test on %s: %s", devices.describe(job.mesh), how)
     test = analyze(*_measure(job, rates, window, config.log_every_steps), window)
     replace_file(workdir / CSV_FILE, _csv(test))
-    picture = figures.draw_range_test(test, kind == EXPONENTIAL, workdir / FIGURE_FILE)
+    run = f"{config.dataset}, {config.model}, {config.optimizer}, batches of {config.batch_size}, "
+    run += f"seed {config.seed}: {how}"
+    picture = draw_range_test(test, kind == EXPONENTIAL, run, workdir / FIGURE_FILE)
     logger.info("curves in %s and %s", picture, workdir / CSV_FILE)
-    path = workdir / FLAGFILE
-    if test.lr_min is None or test.lr_max is None:
-        path.unlink(missing_ok=True)  # One of an earlier test would be taken for this one's.
-        raise RunError(test.verdict)
-    steps_per_cycle = cycle_length(job.plan)
+    if test.suggestion is None:
+        # One of an earlier test would be taken for this one's.
+        (workdir / FLAGFILE).unlink(missing_ok=True)
+        raise RunError(f"no clear answer: {test.refusal}")
+    return _report(config, job.plan, workdir, f"range test of {how}", test.suggestion)
+
+
+def _report(
+    config: TrainConfig, plan: Plan, workdir: epath.Path, origin: str, found: Suggestion
+) -> dict[str, Any]:
+    """Write the flagfile, say what was found and how sure it is, and return it."""
+    steps_per_cycle = cycle_length(plan)
+    lines = [*found.reasons, f"how sure: {found.how_sure}", *found.doubts]
     suggested = dataclasses.replace(
-        config, lr_min=test.lr_min, lr_max=test.lr_max, steps_per_cycle=steps_per_cycle
+        config,
+        lr_min=found.lr_min,
+        lr_max=found.lr_max,
+        steps_per_cycle=steps_per_cycle,
     )
-    comments = [
-        f"Found by a range test of {num_steps} steps, rate {lr_start:g} to {lr_end:g} ({kind}):",
-        *(f"{part}." for part in test.verdict.split("; ")),
-    ]
-    replace_file(path, flagfile(suggested, _free_workdir(workdir), comments).encode())
-    logger.info("%s", test.verdict)
-    if test.steepest is not None:
-        logger.info("for one fixed rate, others take the steepest loss: %g", test.steepest)
+    text = flagfile(suggested, free_workdir(workdir), [f"From a {origin}:", *lines])
+    replace_file(workdir / FLAGFILE, text.encode())
+    logger.info("%s", "\n".join(lines))
+    if found.steepest is not None:
+        logger.info("the loss falls fastest at %g, for one fixed rate", found.steepest)
     logger.info(
-        "to train: python -m trainer --flagfile=%s\nlr_min %g, lr_max %g, %d steps a cycle",
-        *(path, test.lr_min, test.lr_max, steps_per_cycle),
+        "lr_min %g, lr_max %g, %d steps a cycle; to train:\n  python -m trainer --flagfile=%s",
+        *(found.lr_min, found.lr_max, steps_per_cycle, workdir / FLAGFILE),
     )
     return {
-        "lr_min": test.lr_min,
-        "lr_max": test.lr_max,
+        "lr_min": found.lr_min,
+        "lr_max": found.lr_max,
         "steps_per_cycle": steps_per_cycle,
-        "steepest_loss": test.steepest,
+        "steepest_loss": found.steepest,
+        "confidence": found.confidence,
+        "equally_good": list(found.equally_good),
     }
 
 
@@ -165,25 +176,41 @@ def flagfile(config: TrainConfig, workdir: epath.PathLike, comments: list[str]) 
     return "\n".join(lines) + "\n"
 
 
+def free_workdir(workdir: epath.Path) -> epath.Path:
+    """Return the workdir, or one beside it where a run is in it: that one has other rates.
+
+    Args:
+      workdir: such as "run", of which "run-find_lr" is beside, then "run-find_lr2".
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return workdir
+    if workdir.name in ("", ".."):
+        workdir = epath.Path(os.path.abspath(workdir))  # Such as "." and "..", by their own names.
+    # A whole bucket, or a whole disk, has nothing beside it.
+    is_top = str(workdir.parent) in ("gs://", str(workdir))
+    first = workdir / "find_lr" if is_top else workdir.with_name(f"{workdir.name}-find_lr")
+    others = (first.with_name(f"{first.name}{number}") for number in itertools.count(2))
+    paths = itertools.chain([first], others)
+    return next(path for path in paths if not (path / CONFIG_FILE).exists())
+
+
 def _check_ramp(lr_start: float, lr_end: float, num_steps: int, kind: str) -> None:
     """Raise a UsageError if the rates cannot rise as asked."""
     for name, rate in (("find_lr_min", lr_start), ("find_lr_max", lr_end)):
         if not (math.isfinite(rate) and rate >= 0):
-            raise UsageError(f"--{name}={rate} is not valid; valid: a finite number, 0 and more")
+            raise UsageError(f"--{name}={rate} is not valid; use a finite number, 0 or more")
     if lr_start == 0 and kind == EXPONENTIAL:
         raise UsageError(
-            "--find_lr_min=0 cannot rise by equal factors; valid: more than 0, or "
+            "--find_lr_min=0 cannot rise by equal factors; use a rate above 0, or "
             "--find_lr_ramp=linear"
         )
     if lr_start >= lr_end:
         raise UsageError(
-            f"--find_lr_min={lr_start} is not below --find_lr_max={lr_end}; valid: find_lr_min < "
-            "find_lr_max"
+            f"--find_lr_min={lr_start} is not below --find_lr_max={lr_end}; use "
+            "find_lr_min < find_lr_max"
         )
     if num_steps < FEWEST_STEPS:
-        raise UsageError(
-            f"--find_lr_steps={num_steps} is not valid; valid: {FEWEST_STEPS} and more"
-        )
+        raise UsageError(f"--find_lr_steps={num_steps} is too few; use {FEWEST_STEPS} or more")
 
 
 def _measure(
@@ -235,10 +262,3 @@ def _csv(test: RangeTest) -> bytes:
         for step, row in enumerate(zip(*columns.values(), strict=True))
     )
     return text.getvalue().encode()
-
-
-def _free_workdir(workdir: epath.Path) -> epath.Path:
-    """Return the workdir, or one beside it where a run is in it: that one has other rates."""
-    if not (workdir / CONFIG_FILE).exists():
-        return workdir
-    return workdir.with_name(f"{workdir.name}-find_lr")

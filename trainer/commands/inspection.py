@@ -9,6 +9,7 @@ from trainer import devices
 from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
 from trainer.datasets import load
+from trainer.run.resume import check_data
 from trainer.run.stored import load_checkpoint
 from trainer.schedules import create_plan
 from trainer.step import create_evaluate, mean_metrics, place_examples
@@ -101,6 +102,7 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     config, inputs = checkpoint.config, checkpoint.inputs
     data_dir = given.data_dir or config.data_dir
     dataset = load(config.dataset, data_dir, **config.data_selection)
+    check_data(checkpoint, dataset.identity, "evaluate it")
     images, labels = dataset.test_images, dataset.test_labels
     examples = place_examples(images, labels, inputs["mean"], inputs["std"], everywhere)
     params, statistics = jax.tree.map(

@@ -87,7 +87,7 @@ def checked(dataset: str, pictures: Iterator[Picture], total: int) -> Iterator[P
     """
     bad, shapes = _Group(), collections.defaultdict[tuple[int, ...], _Group](_Group)
     # With `disable=None` there is a bar on a terminal only.
-    bar = tqdm(pictures, f"preparing {dataset}", total, unit=" pictures", disable=None, leave=False)
+    bar = tqdm(pictures, "preparing", total, unit=" images", disable=None, leave=False)
     for picture in bar:
         if isinstance(picture.pixels, PictureError):
             bad.add(f"{picture.name}: {picture.pixels}")

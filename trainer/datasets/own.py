@@ -76,6 +76,11 @@ def open_own(
       UsageError: some of the files cannot be used; the message names them.
       RunError: writing failed.
     """
+    if "://" in prepare.root_dir(data_dir):
+        raise UsageError(
+            f"--data_dir={data_dir} is no local folder, and --dataset={dataset} must be prepared "
+            "in one; use a local --data_dir"
+        )
     folder = list_pictures(dataset, path) if path.is_dir() else None
     try:
         key = _fingerprint(path, folder, image_size)

@@ -10,15 +10,7 @@ from etils import epath
 from trainer.config import CONSTANT, TrainConfig
 from trainer.records import curves, panels, words
 from trainer.records.history import Resume, RunHistory, read_history
-from trainer.records.panels import BLUE as _BLUE
-from trainer.records.panels import GREEN as _GREEN
-from trainer.records.panels import ORANGE as _ORANGE
-from trainer.records.panels import legend as _legend
-from trainer.records.panels import new_figure as _figure
-from trainer.records.panels import plain_log_ticks as _plain_log_ticks
-from trainer.records.panels import save as _save
 from trainer.schedules import Plan
-from trainer.schedules.range_curves import RangeTest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,20 +57,6 @@ def draw_schedule(
     """
     figure = schedule_figure(schedule, config, plan, workdir)
     return panels.save(figure, epath.Path(workdir) / SCHEDULE_FILE)
-
-
-def draw_range_test(test: RangeTest, exponential: bool, path: epath.Path) -> epath.Path:
-    """Draw the curves of a range test and what they suggest, and return where.
-
-    Args:
-      test: its curves and suggestion.
-      exponential: whether the rates rise in equal factors: their axis is logarithmic then.
-      path: of the picture.
-
-    Raises:
-      RunError: the picture could not be written.
-    """
-    return _save(range_test_figure(test, exponential), path)
 
 
 def report_figure(history: RunHistory) -> "Figure":
@@ -154,53 +132,6 @@ def schedule_figure(
     epochs = curves.marks_each(plan.steps_per_epoch, num_steps).steps
     panels.mark_epochs([axes], epochs, epochs // plan.steps_per_epoch)
     panels.legend(axes)
-    return figure
-
-
-def range_test_figure(test: RangeTest, exponential: bool) -> "Figure":
-    """Return accuracy and loss of a range test over the learning rate.
-
-    Args:
-      test: its curves and suggestion.
-      exponential: whether the axis of the rates is logarithmic.
-    """
-    figure = _figure(7.5)
-    accuracy_axes, loss_axes = figure.subplots(2, sharex=True)
-    figure.suptitle(textwrap.fill(test.verdict, 130), fontsize=11)
-    curves = (
-        (accuracy_axes, 100 * test.accuracies, 100 * test.smoothed_accuracies),
-        (loss_axes, test.losses, test.smoothed_losses),
-    )
-    marks: list[tuple[float, dict[str, Any]]] = []
-    if test.lr_min is not None and test.lr_max is not None:
-        marks.append((test.lr_min, {"color": _GREEN, "ls": "--", "label": f"lr_min {test.lr_min}"}))
-        marks.append((test.lr_max, {"color": _GREEN, "label": f"lr_max {test.lr_max}"}))
-    if test.diverged:
-        marks.append((test.learning_rates[-1], {"color": "black", "label": "diverged, stopped"}))
-    for axes, raw, smoothed in curves:
-        axes.plot(test.learning_rates, raw, color=_BLUE, alpha=0.35, lw=0.8, label="each step")
-        label = f"mean of {test.window} steps"
-        axes.plot(test.learning_rates, smoothed, color=_BLUE, lw=2, label=label)
-        axes.grid(axis="y", alpha=0.25)
-        for rate, style in marks:
-            axes.axvline(rate, **style)
-        if test.lr_min is not None and test.lr_max is not None:
-            axes.axvspan(test.lr_min, test.lr_max, color=_GREEN, alpha=0.1, lw=0)
-    _legend(accuracy_axes)
-    if test.steepest is not None:
-        loss = np.interp(test.steepest, test.learning_rates, test.smoothed_losses)
-        label = f"steepest fall of the loss {test.steepest}"
-        point = loss_axes.plot(test.steepest, loss, "o", color=_ORANGE, ms=8, label=label)
-        _legend(loss_axes, point)
-    accuracy_axes.set_ylabel("accuracy, %")
-    accuracy_axes.set_ylim(0, 102)
-    loss_axes.set_ylabel("loss")
-    # A loss that diverges would flatten all that went before.
-    loss_axes.set_ylim(0, 1.3 * test.losses[0])
-    loss_axes.set_xlabel("learning rate")
-    if exponential:
-        loss_axes.set_xscale("log")
-        _plain_log_ticks(loss_axes.xaxis)
     return figure
 
 

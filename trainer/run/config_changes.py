@@ -10,7 +10,7 @@ from trainer.errors import UsageError
 from trainer.schedules import create_schedule
 
 # A state made with other values of these has other leaves.
-_FIXED = ("model", "optimizer", "dataset")
+_FIXED = ("model", "optimizer", "dataset", "train_split", "test_split", "image_size")
 
 
 def check_names(allowed: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from trainer.checkpoints import Restored
 from trainer.config import TrainConfig
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.run.config_changes import check_config_change
-from trainer.run.resume import check_environment, check_next_rate
+from trainer.run.resume import check_data, check_environment, check_next_rate
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
     Network,
@@ -108,6 +108,8 @@ def prepare(
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
         source = open_dataset(config.dataset, config.data_dir, **config.data_selection)
+    if restored and config.dataset == restored.meta["config"]["dataset"]:
+        check_data(restored, source.description, "resume from it")
     plan = create_plan(config, source.num_train)
     config = _resolve(config, plan, mesh, stored)
     history: list[dict[str, Any]] = []

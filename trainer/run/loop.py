@@ -88,11 +88,12 @@ def train(
         if job.restored and job.first_step >= job.plan.num_steps:
             _say_complete(job)
             return _result(job, job.first_step, job.restored.meta["test"])
+        logger.info("%s", describe(job))
+        programs, data, state = start(job)
+        # All that can be refused has been by now: from here on the workdir changes.
         if lock:
             clear_the_way(workdir, search)
         note_start(job)
-        logger.info("%s", describe(job))
-        programs, data, state = start(job)
         # Gloo gives the others 30 s to come to the first step: one may compile for longer.
         processes.gather(None)
         # Until here a signal ends the command at once: there was nothing to save.
@@ -174,7 +175,8 @@ def _take_steps(
             outputs.save(state, done)
         if stopping and not last:
             outputs.wait()
-            raise Stopped(_say_stopped(job, stop, done))
+            result = _result(job, done, processes.share(outputs.last_test))
+            raise Stopped(_say_stopped(job, stop, done), result)
 
 
 def _steps_of_call(job: Job, done: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from trainer import devices
 from trainer.datasets import Dataset
 from trainer.run.job import Job
-from trainer.run.resume import resumed_state
+from trainer.run.resume import check_data, resumed_state
 from trainer.step import (
     Examples,
     Metrics,
@@ -64,10 +64,11 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
       job: the run.
 
     Raises:
+      UsageError: the data are not those that the checkpoint was trained on.
       RunError: the data are damaged, or the checkpoint has other leaves than the state.
     """
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(job.source.read)
+        reading = pool.submit(_read, job)
         programs = compile_programs(job)
         if job.restored:
             state = resumed_state(job, job.restored)
@@ -136,6 +137,14 @@ def create_epoch_batches(job: Job) -> jax.stages.Wrapped:
     return jax.jit(at, out_shardings=devices.sharded(job.mesh, axis=1))
 
 
+def _read(job: Job) -> Dataset:
+    """Return the data, which are those of the checkpoint if the run resumes from one."""
+    dataset = job.source.read()
+    if job.restored:
+        check_data(job.restored, dataset.identity, "resume from it")
+    return dataset
+
+
 def _place(job: Job, dataset: Dataset) -> Data:
     """Put both splits whole on every device."""
     mean, std = dataset.input_moments(job.config.standardize)
@@ -147,6 +156,7 @@ def _place(job: Job, dataset: Dataset) -> Data:
         "num_classes": dataset.num_classes,
         "num_train": job.source.num_train,
         "num_test": job.source.num_test,
+        "data": dataset.identity,
         "mean": mean,
         "std": std,
     }

@@ -11,12 +11,14 @@ import optax
 
 from trainer import processes
 from trainer.checkpoints import Restored, float_bits
+from trainer.datasets import identity_difference
 from trainer.devices import place
-from trainer.errors import RunError
+from trainer.errors import RunError, UsageError
 from trainer.step import TrainState, match_leaves
 
 if TYPE_CHECKING:
     from trainer.run.job import Job
+    from trainer.run.stored import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,26 @@ def check_next_rate(restored: Restored, schedule: optax.Schedule) -> None:
             f"checkpoint {restored.step} says that the next learning rate is "
             f"{restored.meta['learning_rate']}, the schedule says {float(rate)}: another version "
             "of the trainer made it; continue with that version, or start in another --workdir"
+        )
+
+
+def check_data(restored: "Restored | Checkpoint", found: dict[str, Any], purpose: str) -> None:
+    """Refuse data that are not those of the run.
+
+    Args:
+      restored: the checkpoint.
+      found: what is known of the data that are here: description or identity.
+      purpose: what they were to be used for, in words.
+
+    Raises:
+      UsageError: they are others; the message says how they differ.
+    """
+    difference = identity_difference(restored.meta["inputs"].get("data"), found)
+    if difference:
+        raise UsageError(
+            f"the data of --dataset={restored.meta['config']['dataset']} are not those that "
+            f"checkpoint {restored.step} was trained on, and cannot be used to {purpose}: "
+            f"{difference}; use the data of the run (--data_dir), or another --workdir"
         )
 
 

@@ -1,0 +1,79 @@
+"""A run meets its own data again, or is told how they differ; nothing is changed then."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.commands import inspection
+from trainer.config import TrainConfig
+from trainer.errors import UsageError
+from trainer.run.loop import train
+
+
+def write(
+    path: Path, *, flip: bool = False, more: int = 0, size: int = 6, classes: int = 4
+) -> None:
+    """An .npz of noise; `flip` changes one bit of one pixel."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80 + more, size, size), np.uint8)
+    images[40, 2, 3] ^= flip
+    labels = np.arange(len(images)) % classes
+    np.savez(
+        path,
+        x_train=images[16:],
+        y_train=labels[16:],
+        x_test=images[:16],
+        y_test=labels[:16],
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    write(tmp_path / "own.npz")
+    return TrainConfig(
+        dataset=str(tmp_path / "own.npz"),
+        data_dir=str(tmp_path / "data"),
+        model="mlp",
+        batch_size=16,
+        num_steps=4,
+        steps_per_cycle=4,
+        num_devices=1,
+        tensorboard=False,
+        report=False,
+    )
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    files = [path for path in workdir.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"flip": True}, "other pixels or labels in the train split"),
+        ({"more": 16}, "64 training examples, now 80"),
+        ({"size": 7}, "images of 6x6x1, now 7x7x1"),
+        ({"classes": 3}, "4 classes, now 3"),
+    ],
+)
+def test_other_data_are_refused(
+    config: TrainConfig, tmp_path: Path, other: dict, difference: str
+) -> None:
+    train(config, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    write(tmp_path / "own.npz", **other)
+    with pytest.raises(UsageError, match=difference) as refused:
+        train(dataclasses.replace(config, num_steps=8), tmp_path / "run")
+    assert "cannot be used to resume from it" in str(refused.value)
+    with pytest.raises(UsageError, match=f"cannot be used to evaluate it: .*{difference}"):
+        inspection.evaluate(tmp_path / "run", TrainConfig(num_devices=1))
+    assert contents(tmp_path / "run") == before
+
+
+def test_the_same_data_elsewhere_are_the_same(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, tmp_path / "run")
+    moved = dataclasses.replace(config, data_dir=str(tmp_path / "elsewhere"), num_steps=8)
+    assert train(moved, tmp_path / "run").step == 8
