@@ -41,7 +41,10 @@ def start(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable]:
     yield start_one
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
 
 
 @pytest.fixture

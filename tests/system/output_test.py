@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import trainer_environment
 
+pytestmark = pytest.mark.system
+
 CODE = """\
 import contextlib, os, sys
 from trainer.processes import output
