@@ -66,11 +66,13 @@ def _keep_freed_memory() -> None:
 
 
 def _choose_num_cpu_devices(batch_size: int, num_processes: int) -> int:
-    """Return the largest power of two that the cores have room for and that divides the batch."""
+    """Return the largest power of two that half the cores can hold and that divides the batch."""
     num_devices = 1
     # What this process may use, where the system tells (not on macOS): Slurm gives a part.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = min(cores or 1, _MOST_CPU_DEVICES)
+    # Two cores each: measured on two kinds of CPU, one device with the tree was as fast as two or
+    # faster (docs/devices.md).
+    limit = min(max((cores or 1) // 2, 1), _MOST_CPU_DEVICES)
     while (
         num_processes * num_devices * 2 <= limit
         and batch_size % (num_processes * num_devices * 2) == 0
