@@ -237,9 +237,9 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     (tmp_path / "report.png").mkdir()  # No file can take its place.
     config = dataclasses.replace(config, num_steps=2, report=True)
     assert train(config, tmp_path).step == 2
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert [record.message.startswith("no picture of the run: ") for record in warnings] == [True]
-    assert "\n" not in warnings[0].message
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    (warning,) = [message for message in said if message.startswith("no picture of the run: ")]
+    assert "\n" not in warning
 
 
 def test_steps_in_calls_are_the_steps_one_by_one(config: TrainConfig, tmp_path: Path) -> None:

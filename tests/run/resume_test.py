@@ -98,6 +98,8 @@ def changed_value(config: TrainConfig, field: str) -> dict:
         "momentum_min": {"momentum_min": 0.5, "momentum_max": 0.8},
         "momentum_max": {"momentum_min": 0.5, "momentum_max": 0.8},
         "lr_schedule": {"lr_schedule": "triangular2"},
+        "lr_min": {"lr_min": 0.005},
+        "lr_gamma": {"lr_gamma": 0.9},
         "reduction": {"reduction": "allreduce"},
         "compute_dtype": {"compute_dtype": "bfloat16"},
         "weight_decay": {"weight_decay": 0.01},

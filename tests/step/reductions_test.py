@@ -246,6 +246,7 @@ def test_a_run_keeps_its_reduction(config: TrainConfig, tmp_path: Path) -> None:
     def reduction() -> str:
         return json.loads((tmp_path / "config.json").read_text())["reduction"]
 
+    config = dataclasses.replace(config, batch_size=120)
     train(dataclasses.replace(config, num_devices=2, num_steps=1), tmp_path)
     assert reduction() == "tree"
     with pytest.raises(UsageError, match=r"of the run in the workdir\): 3 devices"):

@@ -93,7 +93,7 @@ def test_unshared_workdir_is_refused(start_one_of, tmp_path: pathlib.Path) -> No
         _, error = process.communicate(timeout=120)
         assert process.returncode == 1, error
         assert "process 1 cannot see" in error
-        assert "gs://bucket/path" in error
+        assert "gs://bucket/folder" in error
     assert not (folders[0] / "run" / "metrics.jsonl").exists()
     assert not list((folders[0] / "run").glob("shared-*"))
     assert not (folders[1] / "run").exists()

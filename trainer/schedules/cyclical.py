@@ -206,7 +206,7 @@ def create_constant_schedule(learning_rate: float) -> optax.Schedule:
     Raises:
       ValueError: the rate is negative or not finite.
     """
-    _check_rates(learning_rate, learning_rate)
+    _check("learning_rate", learning_rate, LEARNING_RATE)
     return periodic(np.full(1, learning_rate, np.float64))
 
 
@@ -277,7 +277,7 @@ def _check_rates(lr_min: float, lr_max: float) -> tuple[float, float]:
     _check("lr_min", lr_min, LEARNING_RATE)
     _check("lr_max", lr_max, LEARNING_RATE)
     if lr_min > lr_max:
-        raise ValueError(f"lr_min={lr_min} must be <= lr_max={lr_max}")
+        raise ValueError(f"lr_min={lr_min} and lr_max={lr_max} must satisfy lr_min <= lr_max")
     return float(lr_min), float(lr_max)
 
 
@@ -298,4 +298,4 @@ def _check_gamma(lr_gamma: float) -> float:
 def _check(name: str, value: object, valid: Range) -> None:
     """Raise a ValueError if an argument is no plain number in its range."""
     if not isinstance(value, (int, float, np.number)) or value not in valid:
-        raise ValueError(f"{name}={value!r} must be a number with {valid.describe(name)}")
+        raise ValueError(f"{name}={value!r} must be a finite number, {valid.describe(name)}")

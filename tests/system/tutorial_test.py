@@ -12,6 +12,8 @@ import pytest
 
 from trainer.schedules import create_triangular_schedule
 
+pytestmark = pytest.mark.system
+
 _ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 _ROOT = pathlib.Path(__file__).parents[2]
 
 # What makes a browser load something, and in which attribute.
