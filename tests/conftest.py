@@ -20,6 +20,8 @@ from trainer import cli, devices  # noqa: E402
 from trainer.cli import actions  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.datasets import Dataset, load, open_dataset  # noqa: E402
+from trainer.run import programs  # noqa: E402
+from trainer.run.job import Job  # noqa: E402
 from trainer.run.loop import train  # noqa: E402
 
 pytest.register_assert_rewrite("tests.helpers")
@@ -83,6 +85,38 @@ def trained(small_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
     workdir = tmp_path_factory.mktemp("trained")
     train(dataclasses.replace(small_config, standardize=True), workdir)
     return workdir
+
+
+# What a run is told that its programs do not depend on, beside the shapes of its data.
+_NOT_COMPILED = {
+    *("dataset", "data_dir", "num_steps", "num_epochs", "num_cycles", "tensorboard", "report"),
+    *("checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "log_every_steps"),
+    *("check_replicas_every_steps", "profile"),
+}
+
+
+@pytest.fixture(scope="session")
+def shared_programs() -> dict[tuple, programs.Programs]:
+    """The programs of the runs in this process; who wants them compiled anew clears it."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_shared(shared_programs: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To trace and lower the same programs for each of a hundred runs takes minutes."""
+    real = programs.compile_programs
+
+    def compile_programs(job: Job) -> programs.Programs:
+        config = {k: v for k, v in vars(job.config).items() if k not in _NOT_COMPILED}
+        source = job.source
+        shapes = (source.num_train, source.num_test, source.image_shape, source.num_classes)
+        rates = np.asarray(job.schedule(np.arange(100))).tobytes()  # A range test has its own.
+        key = (*config.items(), *shapes, rates)
+        if key not in shared_programs:
+            shared_programs[key] = real(job)
+        return shared_programs[key]
+
+    monkeypatch.setattr(programs, "compile_programs", compile_programs)
 
 
 @pytest.fixture(autouse=True)

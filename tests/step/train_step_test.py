@@ -137,8 +137,10 @@ def test_the_counter_drives_the_rate(mnist: Dataset) -> None:
     np.testing.assert_array_equal(rates, SCHEDULE(jnp.arange(12)))
 
 
-@pytest.mark.parametrize("reduction", ["allreduce", "tree"])
-@pytest.mark.parametrize("name", ["triangular2", "exp_range", "exp_range_boundaries"])
+@pytest.mark.parametrize(
+    ("name", "reduction"),
+    [("triangular2", "tree"), ("exp_range", "allreduce"), ("exp_range_boundaries", "tree")],
+)
 def test_the_bits_of_the_schedules_in_the_step(mnist: Dataset, name: str, reduction: str) -> None:
     """Compiled with the update that reads them, they are what they are alone."""
     rates = schedule_named(name, 3e-3, 3e-2, 5, 0.97, 0.5)
@@ -216,7 +218,7 @@ def test_state_is_replicated_and_donated(mnist: Dataset) -> None:
     assert batches.sharding.spec == P(None, "data")
 
 
-@pytest.mark.parametrize("num_devices", [1, 3, 8])
+@pytest.mark.parametrize("num_devices", [1, 3])
 def test_evaluation_counts_every_test_example_once(mnist: Dataset, num_devices: int) -> None:
     mesh = devices.create_mesh("cpu", num_devices)
     model = create_network("mlp", (28, 28, 1), 10)
