@@ -120,6 +120,13 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
     return Mesh(np.array(devices), (DATA_AXIS,))
 
 
+def are_there(num_devices: int) -> bool:
+    """Return whether the first n devices, or with 0 all, can be used here."""
+    return num_devices in (0, jax.device_count()) or (
+        num_devices < jax.device_count() and jax.process_count() == 1
+    )
+
+
 def check_divisible(batch_size: int, mesh: Mesh) -> None:
     """Check that the batch can be cut evenly; the batch size is never changed silently.
 

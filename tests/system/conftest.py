@@ -5,6 +5,7 @@ import importlib.resources
 import importlib.util
 import json
 import pathlib
+import signal
 import subprocess
 import time
 import urllib.error
@@ -15,6 +16,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests import helpers
+
+# Ignored signals are inherited: after `nohup pytest` the trainers would not hear them.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -18,7 +18,10 @@ from tests.helpers import (
     wait_for_checkpoint,
 )
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.slow,  # Minutes, and two of them wait for time-outs of half a minute.
+]
 
 LONG = ("--workdir=run", "--model=mlp", "--num_steps=1000000", "--num_cpu_devices=1")
 SLEEP = (

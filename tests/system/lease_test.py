@@ -43,7 +43,7 @@ def holder(remote_workdir: str):
 
 def test_a_lease_is_kept_while_its_holder_lives_and_free_when_it_was_killed(holder, lease) -> None:
     time.sleep(3)
-    message = r"is being written by the other trainer, which said so \d s ago; valid: another"
+    message = r"is being written by the other trainer, which said so \d s ago; use another"
     with pytest.raises(UsageError, match=message), lease():
         pass
     holder.send_signal(signal.SIGKILL)

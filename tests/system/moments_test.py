@@ -17,7 +17,10 @@ from tests.helpers import (
     wait_until,
 )
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.slow,  # Minutes, and two of them wait for time-outs of half a minute.
+]
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 LONG = ("--workdir=run", "--model=mlp", "--num_steps=1000000", "--num_cpu_devices=1")

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -97,15 +96,16 @@ print(data.identity["train_sha256"], "tensorflow" in sys.modules)
 """
 
 
-def start_load(dataset: pathlib.Path, data_dir: pathlib.Path, **options) -> subprocess.Popen[str]:
-    """Start a process that prepares and reads a data set."""
+def start_load(
+    dataset: pathlib.Path, data_dir: pathlib.Path, first: str = ""
+) -> subprocess.Popen[str]:
+    """Start a process that prepares and reads a data set, after a line of Python."""
     return subprocess.Popen(
-        [sys.executable, "-c", LOAD, str(dataset), str(data_dir)],
+        [sys.executable, "-c", f"{first}\n{LOAD}", str(dataset), str(data_dir)],
         env=trainer_environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,
     )
 
 
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full(tmp_path, mnist):
     process = start_load(
         tmp_path / "digits",
         tmp_path / "data",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)),
+        first="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))",
     )
     _, err = process.communicate(timeout=300)
     [message] = [line for line in err.splitlines() if "RunError" in line]

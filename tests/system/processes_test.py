@@ -134,19 +134,21 @@ def test_resume_on_other_processes_gives_the_same_bits(
     start_one_of, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """2 processes of 2 devices, stopped by a signal; then 1x1, 1x8 and 2x1; against 1x4."""
-    config = TrainConfig(data_dir=str(data_dir), reduction="tree", steps_per_cycle=14, report=False)
+    config = TrainConfig(
+        data_dir=str(data_dir), model="mlp", reduction="tree", steps_per_cycle=14, report=False
+    )
 
     def train_alone(workdir: str, num_steps: int, num_devices: int) -> None:
         changed = {"num_steps": num_steps, "num_devices": num_devices}
         train(dataclasses.replace(config, **changed), tmp_path / workdir)
 
     def start_pair(num_steps: int, num_cpu_devices: int) -> list:
-        flags = ("--workdir=run", "--reduction=tree", "--steps_per_cycle=14", "--noreport")
+        flags = ("--workdir=run", "--model=mlp", "--steps_per_cycle=14", "--noreport")
         counts = (f"--num_steps={num_steps}", f"--num_cpu_devices={num_cpu_devices}")
         port = free_port()
         return [start_one_of(i, 2, port, *flags, *counts) for i in range(2)]
 
-    pair = start_pair(num_steps=1000, num_cpu_devices=2)
+    pair = start_pair(num_steps=100000, num_cpu_devices=2)
     wait_for_step(tmp_path / "run", 0)
     pair[1].send_signal(signal.SIGTERM)
     for process in pair:

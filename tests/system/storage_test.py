@@ -64,7 +64,7 @@ def test_a_run_in_a_bucket_is_the_local_run(
     assert scalar_steps(epath.Path(remote_workdir) / TENSORBOARD_DIR) == list(range(25))
     local = (tmp_path / CONFIG_FILE).read_text()
     assert (epath.Path(remote_workdir) / CONFIG_FILE).read_text() == local
-    assert train(short, remote_workdir) is None
+    assert train(short, remote_workdir).complete
 
 
 def scalar_steps(folder: epath.Path) -> list[int]:
@@ -147,16 +147,16 @@ def test_a_trainer_that_lost_its_lease_saves_nothing(
     short: TrainConfig, remote_workdir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir = epath.Path(remote_workdir)
-    write_config = loop._write_config
+    note_start = loop.note_start
 
-    def write_config_and_steal(job) -> None:
-        write_config(job)
+    def note_and_steal(job) -> None:
+        note_start(job)
         bucket, name = storage.bucket_and_name(workdir / LOCK_FILE)
         blob = bucket.blob(name)
         blob.metadata = {"holder": "the thief", "id": "other", "expires": str(time.time() + 60)}
         blob.upload_from_string("")
 
-    monkeypatch.setattr(loop, "_write_config", write_config_and_steal)
+    monkeypatch.setattr(loop, "note_start", note_and_steal)
     with pytest.raises(RunError, match=r"is being written by the thief now: .*nothing was saved"):
         train(short, remote_workdir)
     assert names(workdir) == {LOCK_FILE, CONFIG_FILE}
@@ -184,7 +184,7 @@ def test_only_what_changed_is_copied(remote_workdir: str) -> None:
 @pytest.mark.parametrize(
     ("workdir", "message"),
     [
-        ("s3://bucket/folder", "valid: a local folder, or gs://bucket/folder"),
+        ("s3://bucket/folder", "use a local folder, or gs://bucket/folder"),
         ("gs://", "names no bucket"),
         ("gs://nowhere/folder", "there is no bucket nowhere"),
     ],
@@ -229,7 +229,7 @@ BUCKET, ANY_OBJECT = r"/b/test\?", r"/b/test/o\?(?!.*prefix)"
 @pytest.mark.parametrize("allowed", ["nothing", BUCKET])
 def test_no_permission(forbidding_server, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", forbidding_server(allowed))
-    message = r"is not for these credentials: .*no access.* valid: the roles"
+    message = r"is not for these credentials: .*no access.* the roles"
     with pytest.raises(UsageError, match=message):
         storage.open_workdir("gs://test/folder")
 

@@ -154,7 +154,13 @@ def _complete(
         found = processes.share(read_config(workdir) if processes.is_first() else None)
         stored = TrainConfig.from_stored(found) if found else None
     given = processes.share(sorted(given))
-    return config if stored is None else config.completed_from(stored, given)
+    if stored is None:
+        return config
+    config = config.completed_from(stored, given)
+    if "num_devices" not in given and not devices.are_there(config.num_devices):
+        # A run may resume on fewer devices, and on other processes, than it had.
+        config = dataclasses.replace(config, num_devices=0)
+    return config
 
 
 def _resolve(
