@@ -33,6 +33,13 @@ devices.configure("cpu", num_cpu_devices=8, batch_size=128)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The quick tier on up to four cores; tests that start processes have the machine to themselves."""
+    quick = "not system" in config.option.markexpr
+    return min(len(os.sched_getaffinity(0)), 4) if quick else 0
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder in which MNIST is prepared; tests do not write to it."""

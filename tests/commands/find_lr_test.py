@@ -55,7 +55,7 @@ def test_beside_a_run_that_holds_the_workdir(mlp: TrainConfig, tmp_path: Path) -
     train(dataclasses.replace(mlp, num_steps=5, lr_max=0.1), workdir)
     with lock(epath.Path(workdir)):
         before = contents(workdir)
-        found = find_lr(mlp, workdir, 1e-4, 10, 250, EXPONENTIAL)
+        found = find_lr(mlp, workdir, 1e-4, 10, 150, EXPONENTIAL)
     after = contents(workdir)
     assert sorted(after.keys() - before.keys()) == FILES
     assert {name: after[name] for name in before} == before

@@ -283,7 +283,8 @@ def test_family_has_the_same_bits_one_by_one(name: str, gamma: float) -> None:
         expected = schedule(counts)
         assert expected.dtype == jnp.float32
         assert_same_bits(jnp.stack([schedule(step) for step in steps]), expected)
-        assert_same_bits(jnp.stack([jax.jit(schedule)(step) for step in steps]), expected)
+        jitted = jax.jit(schedule)
+        assert_same_bits(jnp.stack([jitted(step) for step in steps]), expected)
         constants = jax.jit(lambda f=schedule: [f(step) for step in steps])()
         assert_same_bits(jnp.stack(constants), expected)
         assert_same_bits(jax.vmap(schedule)(counts), expected)

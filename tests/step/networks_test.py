@@ -45,6 +45,7 @@ def test_logits_are_float32(name: str, dtype: str, shape: tuple[int, int, int]) 
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.system
 def test_the_cnn_is_its_formula() -> None:
     """Against plain lax operations, without flax."""
     network = create_network("cnn", (28, 28, 1), 10)
@@ -68,7 +69,7 @@ def test_the_cnn_is_its_formula() -> None:
 def test_bfloat16_computes_in_bfloat16() -> None:
     inputs = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
     exact, rounded = (
-        create_network("cnn", (28, 28, 1), 10, dtype) for dtype in ("float32", "bfloat16")
+        create_network("mlp", (28, 28, 1), 10, dtype) for dtype in ("float32", "bfloat16")
     )
     variables = exact.init(KEY)
     one, other = (np.asarray(each.apply(*variables, inputs)) for each in (exact, rounded))
