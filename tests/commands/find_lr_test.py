@@ -25,13 +25,10 @@ FILES = ["find_lr.cfg", "find_lr.csv", "find_lr.png"]
 
 
 @pytest.fixture
-def mlp(config: TrainConfig, data_dir: Path) -> TrainConfig:
-    """Batches of 512 with all that a flagfile must carry away from its default."""
+def mlp(config: TrainConfig) -> TrainConfig:
+    """With all that a flagfile must carry away from its default."""
     return dataclasses.replace(
         config,
-        dataset="mnist",
-        data_dir=str(data_dir),
-        batch_size=512,
         steps_per_cycle=None,
         standardize=True,
         nesterov=True,
@@ -58,17 +55,17 @@ def test_beside_a_run_that_holds_the_workdir(mlp: TrainConfig, tmp_path: Path) -
     train(dataclasses.replace(mlp, num_steps=5, lr_max=0.1), workdir)
     with lock(epath.Path(workdir)):
         before = contents(workdir)
-        found = find_lr(mlp, workdir, 1e-4, 10, 250, EXPONENTIAL)
+        found = find_lr(mlp, workdir, 1e-4, 10, 150, EXPONENTIAL)
     after = contents(workdir)
     assert sorted(after.keys() - before.keys()) == FILES
     assert {name: after[name] for name in before} == before
     config, other = parse(workdir / "find_lr.cfg")
     assert config == dataclasses.replace(
-        mlp, lr_min=found["lr_min"], lr_max=found["lr_max"], steps_per_cycle=117
+        mlp, lr_min=found["lr_min"], lr_max=found["lr_max"], steps_per_cycle=20
     )
     assert other == f"{workdir}-find_lr"
     test = train(dataclasses.replace(config, num_epochs=1), other)
-    assert test.test_accuracy > 0.9
+    assert test.test_accuracy > 0.5
     rates = [line["learning_rate"] for line in read_metrics(other, "train")]
     assert min(rates) == pytest.approx(found["lr_min"])
     assert max(rates) == pytest.approx(found["lr_max"])
@@ -86,6 +83,7 @@ def test_the_steps_are_those_of_training(mlp: TrainConfig, tmp_path: Path) -> No
     np.testing.assert_allclose(table[:, 2], losses, rtol=1e-5)
 
 
+@pytest.mark.system
 def test_small_noisy_data(data_dir: Path, tmp_path: Path) -> None:
     """Of 1,437 pictures of 8x8, trained in batches of 32, the rates found beat the default ones."""
     digits = load_digits()

@@ -68,8 +68,8 @@ def test_constant_is_a_flat_line(num_steps: int) -> None:
     assert numbers.startswith("▁ 0.03  █ 0.03  first 0.03  last 0.03  a column is")
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 80, 200])
-@pytest.mark.parametrize("num_steps", [1, 3, 116, 117, 1000, 4681, 2**31 - 1])
+@pytest.mark.parametrize("width", [1, 7, 80])
+@pytest.mark.parametrize("num_steps", [1, 117, 4681, 2**31 - 1])
 @pytest.mark.parametrize("name", ["triangular", "triangular2", "exp_range_boundaries"])
 def test_any_width_and_length(width: int, num_steps: int, name: str) -> None:
     drawing(width, num_steps=num_steps, lr_schedule=name)

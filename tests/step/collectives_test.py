@@ -18,8 +18,9 @@ COLLECTIVE = re.compile(
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, int]]:
+def compiled(shared_programs: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, int]]:
     """The collectives of each program that was compiled for several devices, by its name."""
+    shared_programs.clear()
     found: dict[str, dict[str, int]] = {}
     real = compiler.compile_or_get_cached
 

@@ -68,7 +68,7 @@ def test_a_second_trainer_is_refused(start: Callable, trainer: Callable, tmp_pat
     assert first.returncode == 75
 
 
-KILLED = (*QUICK, "--num_steps=600", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
+KILLED = (*QUICK, "--num_steps=300", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def assert_same_run(broken: Path, unbroken: Path) -> None:
 def test_killed_in_mid_cycle(start: Callable, trainer: Callable, unbroken: Path) -> None:
     """Nothing in the same command says that there was a kill; all that is left is as if not."""
     workdir = unbroken.with_name("broken")
-    for step in (30, 200, 400):
+    for step in (30, 160):
         process = start("--workdir=broken", *KILLED)
         wait_for_step(workdir, step, process)
         process.kill()
@@ -99,12 +99,12 @@ def test_killed_in_mid_cycle(start: Callable, trainer: Callable, unbroken: Path)
     assert "resuming at step" in done.stderr
     assert_same_run(workdir, unbroken)
     lines = read_metrics(workdir, "train")
-    assert [line["step"] for line in lines] == list(range(600))
-    rates = create_triangular_schedule(3e-3, 3e-2, 7)(np.arange(600))
+    assert [line["step"] for line in lines] == list(range(300))
+    rates = create_triangular_schedule(3e-3, 3e-2, 7)(np.arange(300))
     np.testing.assert_array_equal([np.float32(line["learning_rate"]) for line in lines], rates)
     board = EventAccumulator(str(workdir / "tensorboard"), {"scalars": 0})
     board.Reload()
-    assert [event.step for event in board.Scalars("train/learning_rate")] == list(range(600))
+    assert [event.step for event in board.Scalars("train/learning_rate")] == list(range(300))
 
 
 @pytest.mark.slow
