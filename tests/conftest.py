@@ -35,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """The quick tier on up to four cores; tests that start processes have the machine to themselves."""
+    """The quick tier on up to four cores; tests that start processes have the machine alone."""
     quick = "not system" in config.option.markexpr
     return min(len(os.sched_getaffinity(0)), 4) if quick else 0
 

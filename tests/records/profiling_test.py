@@ -5,8 +5,6 @@ import gzip
 import json
 import pathlib
 
-import pytest
-
 from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.run.loop import train
