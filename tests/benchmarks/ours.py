@@ -25,6 +25,7 @@ class Training:
         config = TrainConfig(**hyperparameters)
         devices.enable_compilation_cache()
         devices.configure(config.platform, config.num_cpu_devices, config.batch_size)
+        from trainer.checkpoints.keeping import Keeping
         from trainer.checkpoints.store import Checkpointer
         from trainer.records.metrics import Records
         from trainer.run.job import prepare
@@ -34,7 +35,7 @@ class Training:
         self._job = prepare(config, epath.Path(self._workdir.name))
         self._programs, self._data, self._state = start(self._job)
         self._records = Records(self._job.workdir, self._job.config, self._job.plan, 0)
-        self._checkpointer = Checkpointer(self._job.workdir, keep=2)
+        self._checkpointer = Checkpointer(self._job.workdir, Keeping(2))
         self._done = 0
         self._batches = self._programs.epoch_batches(self._state.step)
 

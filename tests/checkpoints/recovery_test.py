@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import assert_same_bits
 from trainer import devices
+from trainer.checkpoints.keeping import Keeping
 from trainer.checkpoints.recovery import (
     clear_the_way,
     find_newest,
@@ -48,7 +49,7 @@ def states() -> dict[int, dict[str, np.ndarray]]:
 def saved(tmp_path_factory: pytest.TempPathFactory, states: dict) -> Path:
     """A workdir with three good checkpoints; tests copy it."""
     workdir = tmp_path_factory.mktemp("saved")
-    with Checkpointer(workdir, keep=10) as checkpointer:
+    with Checkpointer(workdir, Keeping(10)) as checkpointer:
         for step, state in states.items():
             checkpointer.save(state, step, {"step": step, "note": "n"})
     return workdir
@@ -155,7 +156,7 @@ def test_reading_alone_moves_nothing(workdir: Path) -> None:
 def test_after_a_fallback_the_step_can_be_saved_again(workdir: Path, states: dict) -> None:
     (workdir / "checkpoints" / "3" / "state" / "manifest.ocdbt").unlink()
     assert restore(workdir).step == 2
-    with Checkpointer(workdir, keep=10) as checkpointer:
+    with Checkpointer(workdir, Keeping(10)) as checkpointer:
         checkpointer.save(states[3], 3, {"step": 3})
     assert_same_bits(restore(workdir).leaves, states[3])
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from tests.helpers import assert_same_bits, checkpoint_steps
 from trainer import devices
+from trainer.checkpoints.keeping import Keeping
 from trainer.checkpoints.store import Checkpointer, DamagedError, restore
 from trainer.errors import RunError
 from trainer.step.networks import create_network
@@ -50,7 +51,7 @@ def leaves(state: TrainState) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("saved_on", [8, 1])
 def test_round_trip(tmp_path: Path, saved_on: int) -> None:
     state = state_at(5, saved_on)
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, Keeping(2)) as checkpointer:
         checkpointer.save(state, 5, {"step": 5, "config": {"lr_max": 0.03}})
     restored = restore(folder(tmp_path, 5), 5)
     assert_same_bits(restored.leaves, leaves(state))
@@ -59,7 +60,7 @@ def test_round_trip(tmp_path: Path, saved_on: int) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, Keeping(2)) as checkpointer:
         for step in (1, 2, 3):
             checkpointer.save(state_at(step), step, {"step": step})
     assert checkpoint_steps(tmp_path) == {2, 3}
@@ -68,7 +69,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_save_survives_the_donation_of_its_state(tmp_path: Path) -> None:
     """The step that follows may overwrite the buffers at once."""
     overwrite = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0 - 1, s), donate_argnums=0)
-    with Checkpointer(tmp_path, keep=20) as checkpointer:
+    with Checkpointer(tmp_path, Keeping(20)) as checkpointer:
         for step in range(1, 11):
             state = state_at(step, 2)
             checkpointer.save(state, step, {"step": step})
@@ -79,7 +80,7 @@ def test_a_save_survives_the_donation_of_its_state(tmp_path: Path) -> None:
 
 
 def test_a_step_that_exists_is_not_saved_again_silently(tmp_path: Path) -> None:
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, Keeping(2)) as checkpointer:
         checkpointer.save(state_at(5), 5, {"step": 5})
         with pytest.raises(RunError, match="step 5 was not saved"):
             checkpointer.save(state_at(5), 5, {"step": 5})
@@ -91,14 +92,14 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path, bad: float) -> None:
     bias = state.params["dense2"]["bias"].at[3].set(bad)
     params = state.params | {"dense2": state.params["dense2"] | {"bias": bias}}
     with (
-        Checkpointer(tmp_path, keep=2) as checkpointer,
+        Checkpointer(tmp_path, Keeping(2)) as checkpointer,
         pytest.raises(RunError, match="params/dense2/bias is not finite after 1 steps"),
     ):
         checkpointer.save(state.replace(params=params), 1, {"step": 1})
 
 
 def test_meta_is_verified(tmp_path: Path) -> None:
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, Keeping(2)) as checkpointer:
         checkpointer.save(state_at(1), 1, {"step": 1, "note": "abcdef"})
     path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
     path.write_text(path.read_text().replace("abcdef", "abcdeg"))
@@ -113,7 +114,7 @@ def test_another_form_is_no_damage(
     """The first version wrote no form; its networks had parameters of other names."""
     monkeypatch.setattr("trainer.checkpoints.store._FORMAT", form)
     versions = {"cyclic-trainer": "9.8.7"}
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
+    with Checkpointer(tmp_path, Keeping(2)) as checkpointer:
         checkpointer.save(state_at(1), 1, {"step": 1, "versions": versions})
     monkeypatch.undo()
     with pytest.raises(RunError, match=r"made by cyclic-trainer 9\.8\.7, .* another form; finish"):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer import cli
-from trainer.checkpoints import Checkpointer, read_newest
+from trainer.checkpoints import Checkpointer, Keeping, read_newest
 from trainer.commands.export import EXPORT_FILE, export
 from trainer.commands.predict import inference
 from trainer.commands.predict.inference import Predictor
@@ -121,7 +121,7 @@ def copied(workdir: Path, target: Path, dataset: str) -> Path:
     """The same run, as if it had been trained on another data set."""
     restored = read_newest(workdir)
     meta = restored.meta | {"config": restored.meta["config"] | {"dataset": dataset}}
-    with Checkpointer(target, keep=1) as checkpointer:
+    with Checkpointer(target, Keeping(1)) as checkpointer:
         checkpointer.save(restored.leaves, restored.step, meta)
     return target
 

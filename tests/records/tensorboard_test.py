@@ -173,7 +173,7 @@ def test_a_clock_that_is_behind_changes_no_order(
 def test_momentum_and_averages_are_shown_where_there_are_any(tmp_path: Path) -> None:
     kinds = {
         "average": {"loss": jnp.float32(5), "correct": jnp.int32(8)},
-        "ema": {"loss": jnp.float32(np.nan), "correct": jnp.int32(9)},
+        "ema": {"loss": jnp.float32(np.inf), "correct": jnp.int32(9)},
     }
     momentum = [0.9 - step / 100 for step in range(5)]
     write(tmp_path, 0, 5, (5,), more=lambda i: {"momentum": momentum[i]}, more_sums=kinds)

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: written in the background, verified when read, the newest good found."""
 
 from trainer.checkpoints.digests import float_bits as float_bits
+from trainer.checkpoints.keeping import Keeping as Keeping
 from trainer.checkpoints.recovery import Search as Search
 from trainer.checkpoints.recovery import clear_the_way as clear_the_way
 from trainer.checkpoints.recovery import find_newest as find_newest

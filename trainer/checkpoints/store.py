@@ -5,7 +5,7 @@ import dataclasses
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from trainer.checkpoints.digests import json_digest, leaf_digests
+from trainer.checkpoints.keeping import Keeping
 from trainer.errors import RunError
 from trainer.step.state import TrainState, leaf_name
 from trainer.workdir.storage import absolute, is_outage, is_remote, reason, remedy
@@ -37,18 +38,19 @@ class Checkpointer:
     every leaf ("digests": name to hex) and one of the whole state ("digest").
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int):
+    def __init__(self, workdir: epath.PathLike, keeping: Keeping):
         """Open the checkpoints of a workdir for writing.
 
         Args:
           workdir: of the run.
-          keep: newest checkpoints to keep, >= 1.
+          keeping: which checkpoints stay when another one is saved.
         """
         _silence()
+        self._policy = _Policy(keeping)
         self._directory = checkpoints_dir(workdir)
         self._saving = False
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            preservation_policy=self._policy,
             create=False,  # Orbax can make the folder with all processes only.
             multiprocessing_options=_this_process(),
         )
@@ -56,7 +58,9 @@ class Checkpointer:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+    def save(
+        self, state: TrainState, step: int, meta: dict[str, Any], best: int | None = None
+    ) -> None:
         """Store the state under `step` in the background.
 
         The call returns when the state has been copied off the devices, so the caller may donate
@@ -66,6 +70,7 @@ class Checkpointer:
           state: whose leaves `restore` will return.
           step: larger than every stored one.
           meta: what JSON can hold.
+          best: the step of the checkpoint that stays as the best one, or None.
 
         Raises:
           RunError: the state is not finite, or this or the previous save failed.
@@ -82,6 +87,7 @@ class Checkpointer:
             state=ocp.args.StandardSave(host_state),
             meta=ocp.args.JsonSave({"content": content, "sha256": json_digest(content)}),
         )
+        self._policy.best = best
         with self._surfacing():
             saved = self._manager.save(step, args=args)
             self._saving = True
@@ -131,6 +137,19 @@ class Checkpointer:
                 f"a checkpoint could not be written to {self._directory}: {_reason(error)}; "
                 f"{remedy(self._directory)} and run the same command: older checkpoints are intact"
             ) from error
+
+
+class _Policy:
+    """Tells Orbax which checkpoints stay."""
+
+    def __init__(self, keeping: Keeping):
+        """Ask `keeping`."""
+        self._keeping = keeping
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        """Return the answer for each checkpoint, oldest first."""
+        return self._keeping.kept([checkpoint.step for checkpoint in checkpoints], self.best)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trainer.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from trainer.run.job import Job
+    from trainer.run.selection import Selection
 
 # The libraries behind the commands take seconds to import: each command imports what it uses, so
 # that --help and a mistyped flag answer at once.
@@ -74,11 +75,12 @@ def _settings(arguments: Arguments) -> dict[str, Any]:
 
 
 def _evaluate(arguments: Arguments) -> int:
-    """Print loss and accuracy of the newest checkpoint on the test split, as JSON."""
+    """Print loss and accuracy of a checkpoint on the test split, as JSON."""
     _configure_devices(_config_of_run(arguments))
     from trainer.commands import inspection
 
-    _print_json(inspection.evaluate(arguments.workdir, arguments.config))
+    selection = _selection(arguments)
+    _print_json(inspection.evaluate(arguments.workdir, arguments.config, selection))
     return DONE
 
 
@@ -146,7 +148,8 @@ def _predict(arguments: Arguments) -> int:
     from trainer.commands.predict import inference
 
     status = DONE
-    predictor = inference.Predictor(arguments.workdir, arguments.config.platform)
+    platform = arguments.config.platform
+    predictor = inference.Predictor(arguments.workdir, platform, _selection(arguments))
     for answer in predictor.predict(arguments.files):
         if "error" in answer:
             status = UsageError.exit_status
@@ -157,11 +160,12 @@ def _predict(arguments: Arguments) -> int:
 
 
 def _export(arguments: Arguments) -> int:
-    """Write the newest checkpoint's network as one file that runs with jax alone."""
+    """Write a checkpoint's network as one file that runs with jax alone."""
     _configure_devices(dataclasses.replace(arguments.config, platform="cpu", num_cpu_devices=1))
     from trainer.commands import export
 
-    _print_json(export.export(arguments.workdir, arguments.options["output"]))
+    output = arguments.options["output"]
+    _print_json(export.export(arguments.workdir, output, _selection(arguments)))
     return DONE
 
 
@@ -193,6 +197,14 @@ def _config_of_run(arguments: Arguments) -> TrainConfig:
         return arguments.config
     config = arguments.config
     return config.completed_from(stored, arguments.given) if stored else config
+
+
+def _selection(arguments: Arguments) -> "Selection":
+    """Return which parameters of the run are asked for."""
+    from trainer.run.selection import Selection
+
+    options = arguments.options
+    return Selection(options["checkpoint"], options["params"], options["ensemble"])
 
 
 def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:

@@ -119,6 +119,13 @@ def define_flags() -> flags.FlagValues:
         "whether the rate rises by equal factors (exponential) or by equal differences (linear)",
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "params",
+        "last",
+        ["last", "average", "ema"],
+        "which parameters: the last, their average over the ends of cycles, or the moving average",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     flags.DEFINE_bool("version", False, "show the version", flag_values=values)
     return values
@@ -161,6 +168,19 @@ _OPTIONS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         "find_lr_steps",
         600,
         "steps from the first rate to the last; more tell more and take longer",
+    ),
+    (
+        flags.DEFINE_string,
+        "checkpoint",
+        "newest",
+        "newest, best (of a run with --keep_best), or a step",
+    ),
+    (
+        flags.DEFINE_integer,
+        "ensemble",
+        0,
+        "let the checkpoints at so many last ends of cycles answer together, by the mean of their "
+        "probabilities; 0: one answers",
     ),
     (flags.DEFINE_string, "output", None, "the file; unset: model.jaxexport in workdir"),
     (

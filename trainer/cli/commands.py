@@ -18,6 +18,10 @@ def _group(*groups: str) -> tuple[str, ...]:
 _ALONE = tuple(name for name in _FIELDS if name not in _group("Processes"))
 
 
+# Which of a run's parameters to use.
+_SELECTION = ("checkpoint", "params")
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A command.
@@ -42,10 +46,12 @@ COMMANDS = {
         ("workdir", "dry_run", "allow_config_change", "run_token", *_FIELDS),
     ),
     "evaluate": Command(
-        "the newest checkpoint on the test split, as one JSON object",
+        "a checkpoint on the test split, as one JSON object",
         "evaluate --workdir=runs/fast",
         (
             "workdir",
+            *_SELECTION,
+            "ensemble",
             "data_dir",
             "platform",
             "num_devices",
@@ -83,12 +89,12 @@ COMMANDS = {
     "predict": Command(
         "the digit in each image file, one JSON object a line",
         "predict digit.png --workdir=runs/fast",
-        ("workdir", "platform", "compilation_cache"),
+        ("workdir", *_SELECTION, "ensemble", "platform", "compilation_cache"),
         takes_files=True,
     ),
     "export": Command(
-        "write the newest checkpoint's network as one file for jax alone",
+        "write a checkpoint's network as one file for jax alone",
         "export --workdir=runs/fast --output=digits.jaxexport",
-        ("workdir", "output"),
+        ("workdir", *_SELECTION, "output"),
     ),
 }

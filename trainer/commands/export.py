@@ -9,6 +9,7 @@ from etils import epath
 
 from trainer.commands.predict.inference import Predictor
 from trainer.errors import RunError, UsageError
+from trainer.run.selection import AS_TRAINED, Selection
 from trainer.workdir.storage import write_whole
 
 EXPORT_FILE = "model.jaxexport"
@@ -16,8 +17,12 @@ EXPORT_FILE = "model.jaxexport"
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(workdir: epath.PathLike, output: epath.PathLike | None) -> dict[str, Any]:
-    """Write the newest good checkpoint's network, weights included, for any number of images.
+def export(
+    workdir: epath.PathLike,
+    output: epath.PathLike | None,
+    selection: Selection = AS_TRAINED,
+) -> dict[str, Any]:
+    """Write a checkpoint's network, weights included, for any number of images.
 
     `jax.export.deserialize(content).call(images)` maps uint8[n, H, W, C], n >= 1, as they are in
     the data set, to probabilities float32[n, num_classes]: scaling and softmax are part of it.
@@ -25,6 +30,7 @@ def export(workdir: epath.PathLike, output: epath.PathLike | None) -> dict[str, 
     Args:
       workdir: of a run.
       output: the file; None: model.jaxexport in the workdir. Another export there is replaced.
+      selection: which parameters.
 
     Returns:
       file, step (of the checkpoint), dataset, platforms, input, output, bytes.
@@ -35,7 +41,7 @@ def export(workdir: epath.PathLike, output: epath.PathLike | None) -> dict[str, 
     """
     path = epath.Path(workdir) / EXPORT_FILE if output is None else epath.Path(output)
     _check_replaceable(path)
-    predictor = Predictor(workdir)
+    predictor = Predictor(workdir, selection=selection)
     (n,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, *predictor.image_shape), jnp.uint8)
     exported = jax.export.export(jax.jit(predictor.infer), platforms=_PLATFORMS)(images)

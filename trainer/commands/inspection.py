@@ -10,7 +10,7 @@ from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
 from trainer.datasets import load
 from trainer.run.resume import check_data
-from trainer.run.stored import load_checkpoint
+from trainer.run.selection import AS_TRAINED, LAST, Selection
 from trainer.schedules import create_plan
 from trainer.step import create_evaluate, mean_metrics, place_examples
 
@@ -82,23 +82,27 @@ def summary(found: dict[str, Any]) -> str:
     return "\n".join(f"{name:10} {text}" for name, text in rows.items())
 
 
-def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
-    """Evaluate the newest good checkpoint on the test split.
+def evaluate(
+    workdir: epath.PathLike, given: TrainConfig, selection: Selection = AS_TRAINED
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on the test split.
 
     Args:
       workdir: of a run.
       given: its platform, num_devices and data_dir are used; everything else is the checkpoint's.
+      selection: which parameters.
 
     Returns:
-      step, loss, accuracy (a fraction), examples.
+      step, loss, accuracy (a fraction), examples; "params" if they are averaged ones, and of an
+      ensemble "ensemble": the steps of its checkpoints.
 
     Raises:
-      UsageError: there is no checkpoint, or the devices are not there.
+      UsageError: there is no such checkpoint, or the devices are not there.
       RunError: the data are damaged, or no checkpoint is good.
     """
     mesh = devices.create_mesh(given.platform, given.num_devices)
     everywhere = devices.replicated(mesh)
-    checkpoint = load_checkpoint(workdir)
+    checkpoint = selection.load(workdir)
     config, inputs = checkpoint.config, checkpoint.inputs
     data_dir = given.data_dir or config.data_dir
     dataset = load(config.dataset, data_dir, **config.data_selection)
@@ -110,4 +114,9 @@ def evaluate(workdir: epath.PathLike, given: TrainConfig) -> dict[str, Any]:
     )
     run = create_evaluate(checkpoint.network, mesh, params, statistics, examples)
     sums = jax.device_get(run(params, statistics, examples))
-    return {"step": checkpoint.step, **mean_metrics(sums)}
+    found = {"step": checkpoint.step, **mean_metrics(sums)}
+    if selection.params != LAST:
+        found["params"] = selection.params
+    if checkpoint.ensemble:
+        found["ensemble"] = list(checkpoint.ensemble)
+    return found

@@ -152,11 +152,38 @@ class TrainConfig:
         valid=NOT_NEGATIVE,
     )
 
+    average_cycles: int = option(
+        0,
+        "Averages",
+        "average the parameters at the ends of cycles, from this end on (1: the first); 0: do not",
+        valid=COUNT_OR_NONE,
+    )
+    ema_decay: float = option(
+        0.0,
+        "Averages",
+        "decay d of an exponential moving average of the parameters, d * ema + (1 - d) * params "
+        "after every step; 0: none",
+        valid=FRACTION,
+    )
+
     checkpoint_every_steps: int = option(
         500, "Records", "steps between checkpoints", valid=COUNT, trajectory=False
     )
     keep_checkpoints: int = option(
         3, "Records", "newest checkpoints to keep", valid=COUNT, trajectory=False
+    )
+    keep_cycle_ends: int = option(
+        0,
+        "Records",
+        "checkpoints at the last ends of cycles to keep as well, for evaluate --ensemble",
+        valid=COUNT_OR_NONE,
+        trajectory=False,
+    )
+    keep_best: bool = option(
+        False,
+        "Records",
+        "save at every test that is the best so far, and keep that checkpoint as well",
+        trajectory=False,
     )
     eval_every_steps: int | None = option(
         None,

@@ -12,13 +12,11 @@ from etils import epath
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.records import lines
+from trainer.step import AVERAGE, EMA
 from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE, replace_file
 from trainer.workdir.storage import open_workdir
 
 logger = logging.getLogger(__name__)
-
-# Averaged parameters that a test may have been made with, too.
-AVERAGES = ("average", "ema")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _parse_resume(item: Any) -> Resume:
 def _read_averages(test: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Return the columns of each kind of averaged parameters that some test was made with."""
     found = {}
-    for kind in AVERAGES:
+    for kind in (AVERAGE, EMA):
         rows = [{**r[kind], "step": r["step"]} for r in test if isinstance(r.get(kind), dict)]
         if rows:
             found[kind] = _columns(rows, ["step", "loss", "accuracy"])

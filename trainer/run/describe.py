@@ -29,6 +29,8 @@ def describe(job: Job) -> str:
         f"{count(config.checkpoint_every_steps, 'step')}",
         "start": _describe_start(job),
     }
+    if job.config.average_cycles or job.config.ema_decay:
+        lines["averages"] = _describe_averages(job)
     for name, (before, after) in _changes(job).items():
         lines[f"changed {name}"] = f"{before}, now {after}"
     warning = mid_cycle_warning(config, plan)
@@ -57,6 +59,20 @@ def _describe_start(job: Job) -> str:
     if job.restored is None:
         return f"from the beginning, {rate}"
     return f"resuming at {job.plan.position(job.first_step)}, {rate}"
+
+
+def _describe_averages(job: Job) -> str:
+    """Return which averages of the parameters the run keeps, and which begin at a resume."""
+    config, changed = job.config, _changes(job)
+    kept = []
+    if config.average_cycles:
+        begins = f", begun at step {job.first_step}" if "average_cycles" in changed else ""
+        kept.append(f"mean of the ends of cycles from cycle {config.average_cycles} on{begins}")
+    if config.ema_decay:
+        begun = changed.get("ema_decay", (1,))[0] == 0
+        begins = f", begun at step {job.first_step}" if begun else ""
+        kept.append(f"exponential with decay {config.ema_decay:g}{begins}")
+    return "; ".join(kept)
 
 
 def _changes(job: Job) -> dict[str, list]:

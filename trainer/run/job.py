@@ -18,6 +18,7 @@ from trainer.run.config_changes import check_config_change
 from trainer.run.resume import check_data, check_environment, check_next_rate
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
+    Averaging,
     Network,
     TrainState,
     abstract_train_state,
@@ -69,10 +70,16 @@ class Job:
         """The step that the next update reads: 0, or that of the checkpoint."""
         return self.restored.step if self.restored else 0
 
+    @property
+    def averaging(self) -> Averaging:
+        """Which averages of the parameters the run keeps."""
+        config = self.config
+        return Averaging(config.average_cycles, self.plan.steps_per_cycle, config.ema_decay)
+
     @functools.cached_property
     def init(self) -> Callable[[], TrainState]:
         """The pure function that makes the state before the first update."""
-        return train_state_init(self.network, self.tx, self.config.seed)
+        return train_state_init(self.network, self.tx, self.config.seed, self.averaging)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

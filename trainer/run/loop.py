@@ -164,15 +164,17 @@ def _take_steps(
         outputs.trained(done, count, metrics)
         done, stopping = done + count, stopping_now()
         last = done == plan.num_steps
-        if last or _due(done, plan.eval_every_steps):
+        testing = last or _due(done, plan.eval_every_steps)
+        if testing:
             watchdog.progress(done, "in an evaluation")
-            outputs.tested(done, programs.evaluate(state.params, state.statistics, data.test))
-        saving = last or stopping or _due(done, config.checkpoint_every_steps)
-        if saving or _due(done, config.check_replicas_every_steps):
+            outputs.tested(done, programs.evaluate(state, data.test))
+        saving = last or stopping or _save_is_due(job, done)
+        if_best = testing and config.keep_best
+        if saving or if_best or _due(done, config.check_replicas_every_steps):
             programs.check_replicas(state)
-        if saving:
+        if saving or if_best:
             watchdog.progress(done, "in a save", may_take_long=True)
-            outputs.save(state, done)
+            outputs.save(state, done, only_if_best=not saving)
         if stopping and not last:
             outputs.wait()
             result = _result(job, done, processes.share(outputs.last_test))
@@ -187,9 +189,16 @@ def _steps_of_call(job: Job, done: int) -> int:
         plan.eval_every_steps,
         config.checkpoint_every_steps,
         config.check_replicas_every_steps or plan.num_steps,
+        plan.steps_per_cycle if config.keep_cycle_ends else plan.num_steps,
     ]
     until_due = [every - done % every for every in intervals]
     return min(config.steps_per_call, plan.num_steps - done, *until_due)
+
+
+def _save_is_due(job: Job, done: int) -> bool:
+    """Return whether the state is to be saved, whatever its test says."""
+    at_end_of_cycle = job.config.keep_cycle_ends and _due(done, job.plan.steps_per_cycle)
+    return bool(at_end_of_cycle) or _due(done, job.config.checkpoint_every_steps)
 
 
 def _due(done: int, every_steps: int | None) -> bool:

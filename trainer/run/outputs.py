@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from trainer import processes
-from trainer.checkpoints import Checkpointer
+from trainer.checkpoints import Checkpointer, Keeping, stored_steps
 from trainer.records import figures
 from trainer.records.hints import guessing_accuracy, hint_at_chance
 from trainer.records.history import note_resume
@@ -43,8 +43,11 @@ class Outputs(Protocol):
     def tested(self, step: int, sums: Metrics) -> None:
         """An evaluation was dispatched, after `step` updates."""
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Store records and state after `step` updates; the checkpoint in the background."""
+    def save(self, state: TrainState, step: int, only_if_best: bool) -> None:
+        """Store records and state after `step` updates; the checkpoint in the background.
+
+        With `only_if_best` the state is stored only if it has just been tested as the best.
+        """
 
     def wait(self) -> None:
         """Return when all of it is stored."""
@@ -68,6 +71,7 @@ class Writer:
         """Write through these, which the caller opens and closes."""
         self._job, self._data, self._lock = job, data, lock
         self._records, self._checkpointer, self._profiler = records, checkpointer, profiler
+        self._best = _best_so_far(job)
 
     @property
     def last_test(self) -> dict[str, Any] | None:
@@ -87,14 +91,27 @@ class Writer:
         """Take the sums."""
         self._records.test(step, sums)
 
-    def save(self, state: TrainState, step: int) -> None:
+    def save(self, state: TrainState, step: int, only_if_best: bool) -> None:
         """Store records and state."""
         self._lock.confirm()
         # First the records, then the checkpoint: what it includes, they include.
         self._records.flush()
+        if not self._note_best(step) and only_if_best:
+            return
         rate = self._records.last_learning_rate
         meta = checkpoint_meta(self._job, self._data.inputs, step, rate)
-        self._checkpointer.save(state, step, meta | {"test": self.last_test})
+        meta |= {"test": self.last_test, "best": self._best}
+        self._checkpointer.save(state, step, meta, self._best["step"] if self._best else None)
+
+    def _note_best(self, step: int) -> bool:
+        """Return whether the test after `step` updates is the best so far, and remember it."""
+        test = self.last_test
+        if not self._job.config.keep_best or test is None or test["step"] != step:
+            return False
+        if self._best and test["accuracy"] <= self._best["accuracy"]:
+            return False
+        self._best = {"step": step, "accuracy": test["accuracy"]}
+        return True
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk."""
@@ -129,7 +146,7 @@ class Silent:
     def tested(self, step: int, sums: Metrics) -> None:
         """Leave it to process 0."""
 
-    def save(self, state: TrainState, step: int) -> None:
+    def save(self, state: TrainState, step: int, only_if_best: bool) -> None:
         """Leave it to process 0, which has the whole state."""
 
     def wait(self) -> None:
@@ -151,13 +168,26 @@ def open_outputs(job: Job, data: Data, lock: Lock | None) -> Iterator[Outputs]:
     if lock is None:
         yield Silent()
         return
-    first_step = job.first_step
+    config, first_step = job.config, job.first_step
+    keeping = Keeping(config.keep_checkpoints, config.keep_cycle_ends, job.plan.steps_per_cycle)
     with (
-        Checkpointer(job.workdir, job.config.keep_checkpoints) as checkpointer,
-        Records(job.workdir, job.config, job.plan, first_step) as records,
-        Profiler(records.folder, first_step, job.config.profile) as profiler,
+        Checkpointer(job.workdir, keeping) as checkpointer,
+        Records(job.workdir, config, job.plan, first_step) as records,
+        Profiler(records.folder, first_step, config.profile) as profiler,
     ):
         yield Writer(job, data, lock, records, checkpointer, profiler)
+
+
+def _best_so_far(job: Job) -> dict[str, Any] | None:
+    """Return step and accuracy of the best checkpoint that the run has, if it keeps one."""
+    best = job.restored.meta.get("best") if job.restored and job.config.keep_best else None
+    if best and best["step"] not in stored_steps(job.workdir):
+        logger.warning(
+            "checkpoint %d, the best so far, is gone; the best of the tests from here on is kept",
+            best["step"],
+        )
+        return None
+    return best
 
 
 def note_start(job: Job) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from trainer.step import (
     Metrics,
     TrainState,
     abstract_examples,
+    averaged,
     create_evaluate,
     create_replica_check,
     create_train_state,
@@ -38,13 +40,15 @@ class Programs:
       train_steps: (state, examples, batches, count) -> (state, metrics); see
         `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
       epoch_batches: see `create_epoch_batches`.
-      evaluate: see `eval_step.create_evaluate`.
+      evaluate: (state, test) -> sums as in `eval_step.create_evaluate`, and under the name of each
+        average that the run keeps those of the averaged parameters; it does not wait for the
+        devices.
       check_replicas: see `replicas.create_replica_check`.
     """
 
     train_steps: TrainSteps
     epoch_batches: Callable[[jax.Array], jax.Array]
-    evaluate: Callable[..., Metrics]
+    evaluate: Callable[[TrainState, Examples], dict[str, Any]]
     check_replicas: Callable[[TrainState], None]
 
 
@@ -92,7 +96,7 @@ def compile_programs(job: Job) -> Programs:
     return Programs(
         train_steps=_compile_steps(job, state, train, batches),
         epoch_batches=create_epoch_batches(job).lower(state.step).compile(),
-        evaluate=create_evaluate(job.network, job.mesh, state.params, state.statistics, test),
+        evaluate=_compile_evaluation(job, state, test),
         check_replicas=create_replica_check(job.mesh, state),
     )
 
@@ -109,6 +113,7 @@ def _compile_steps(job: Job, state: TrainState, train: Examples, batches: Any) -
         reduction=config.reduction,
         gradient_shards=config.gradient_shards,
         momentum_schedule=job.momentum_schedule,
+        averaging=job.averaging,
     )
     most = config.steps_per_call
     if most == 1:
@@ -120,6 +125,29 @@ def _compile_steps(job: Job, state: TrainState, train: Examples, batches: Any) -
     several = create_train_steps(train_step, most, sharding)
     program = several.lower(state, train, batches, counts[0]).compile()
     return lambda state, train, batches, count: program(state, train, batches, counts[count])
+
+
+def _compile_evaluation(
+    job: Job, state: TrainState, test: Examples
+) -> Callable[[TrainState, Examples], dict[str, Any]]:
+    """Return the compiled function that tests the parameters, and their averages if any."""
+    evaluate = create_evaluate(job.network, job.mesh, state.params, state.statistics, test)
+    everywhere = devices.replicated(job.mesh)
+    readers = {
+        kind: jax.jit(partial(averaged, kind=kind), out_shardings=everywhere)
+        .lower(state.averages)
+        .compile()
+        for kind in state.averages
+    }
+
+    def run(state: TrainState, test: Examples) -> dict[str, Any]:
+        sums: dict[str, Any] = dict(evaluate(state.params, state.statistics, test))
+        for kind, read in readers.items():
+            params, statistics = read(state.averages)
+            sums[kind] = evaluate(params, statistics, test)
+        return sums
+
+    return run
 
 
 def create_epoch_batches(job: Job) -> jax.stages.Wrapped:

@@ -7,14 +7,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import optax
 
 from trainer import processes
 from trainer.checkpoints import Restored, float_bits
+from trainer.config import TrainConfig
 from trainer.datasets import identity_difference
 from trainer.devices import place
 from trainer.errors import RunError, UsageError
-from trainer.step import TrainState, match_leaves
+from trainer.step import Averaging, TrainState, leaf_name, match_leaves
 
 if TYPE_CHECKING:
     from trainer.run.job import Job
@@ -112,16 +114,35 @@ def check_environment(restored: Restored) -> None:
 def resumed_state(job: "Job", restored: Restored) -> TrainState:
     """Return the state of a checkpoint on the devices of the run.
 
+    Averages that the run did not keep before begin with the parameters of the checkpoint.
+
     Raises:
       RunError: its leaves are not those of the run's state.
     """
     try:
-        state = match_leaves(job.abstract_state, restored.leaves)
+        begun = _begin_averages(job, restored)
+        state = match_leaves(job.abstract_state, restored.leaves | begun)
     except ValueError as error:
         raise RunError(
             f"checkpoint {restored.step} does not fit the run: {error}; start in another --workdir"
         ) from error
     return jax.tree.map(lambda leaf, to: place(leaf, to.sharding), state, job.abstract_state)
+
+
+def _begin_averages(job: "Job", restored: Restored) -> dict[str, np.ndarray]:
+    """Return the leaves of averages that were switched on, or changed, since the checkpoint."""
+    stored = TrainConfig.from_stored(restored.meta["config"])
+    config, abstract = job.config, job.abstract_state
+    new = Averaging(
+        config.average_cycles if config.average_cycles != stored.average_cycles else 0,
+        job.plan.steps_per_cycle,
+        config.ema_decay if not stored.ema_decay else 0.0,
+    )
+    wanted = {"params": abstract.params, "statistics": abstract.statistics}
+    found = match_leaves(wanted, restored.leaves)
+    begun = {"averages": new.start(found["params"], found["statistics"])}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(begun)
+    return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 @functools.cache

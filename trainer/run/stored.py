@@ -1,6 +1,7 @@
 """A stored checkpoint as something to use: network, parameters, configuration."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,17 @@ from etils import epath
 from trainer.checkpoints import Restored, read_newest, read_step
 from trainer.config import TrainConfig
 from trainer.errors import RunError
-from trainer.step import Network, create_network, match_leaves
+from trainer.step import (
+    AVERAGE,
+    EMA,
+    Averages,
+    Averaging,
+    Ensemble,
+    Network,
+    averaged,
+    create_network,
+    match_leaves,
+)
 from trainer.step.networks import Arrays
 from trainer.step.randomness import root_key
 
@@ -26,15 +37,30 @@ class Checkpoint:
       network: `network.apply(params, statistics, inputs float32[B, H, W, C])` gives the logits.
       inputs: of the network: "image_shape", "num_classes", "mean" and "std" of the scaled pixels.
       meta: all that is stored beside the state.
+      averages: kind of average, "average" or "ema", to averaged parameters and statistics, of
+        those that the checkpoint holds.
+      ensemble: steps of the checkpoints that answer together, see `selection.Selection`.
     """
 
     step: int
     params: Arrays
     statistics: Arrays
     config: TrainConfig
-    network: Network
+    network: Network | Ensemble
     inputs: dict[str, Any]
     meta: dict[str, Any]
+    averages: Mapping[str, tuple[Arrays, Arrays]]
+    ensemble: tuple[int, ...] = ()
+
+    @property
+    def average(self) -> Arrays | None:
+        """The mean of the parameters at the ends of cycles, or None if the run keeps none."""
+        return self.averages[AVERAGE][0] if AVERAGE in self.averages else None
+
+    @property
+    def ema(self) -> Arrays | None:
+        """The exponential moving average of the parameters, or None if the run keeps none."""
+        return self.averages[EMA][0] if EMA in self.averages else None
 
 
 def load_checkpoint(workdir: epath.PathLike, step: int | None = None) -> Checkpoint:
@@ -50,10 +76,9 @@ def load_checkpoint(workdir: epath.PathLike, step: int | None = None) -> Checkpo
     """
     restored = read_newest(workdir) if step is None else read_step(workdir, step)
     config, inputs = TrainConfig.from_stored(restored.meta["config"]), restored.meta["inputs"]
-    network = create_network(
-        config.model, tuple(inputs["image_shape"]), inputs["num_classes"], config.compute_dtype
-    )
-    params, statistics = _arrays_of(network, config, restored)
+    network = create_stored_network(config, inputs)
+    averaging = Averaging(config.average_cycles, ema_decay=config.ema_decay)
+    params, statistics, averages = _arrays_of(network, averaging, restored)
     return Checkpoint(
         step=restored.step,
         params=params,
@@ -62,15 +87,39 @@ def load_checkpoint(workdir: epath.PathLike, step: int | None = None) -> Checkpo
         network=network,
         inputs=inputs,
         meta=restored.meta,
+        averages=_scaled(averages),
     )
 
 
-def _arrays_of(network: Network, config: TrainConfig, restored: Restored) -> tuple[Arrays, Arrays]:
-    """Return the parameters and statistics of a checkpoint."""
-    params, statistics = jax.eval_shape(lambda: network.init(root_key(config.seed)))
-    abstract = {"params": params, "statistics": statistics}
+def create_stored_network(config: TrainConfig, inputs: dict[str, Any]) -> Network:
+    """Return the network of a checkpoint.
+
+    Args:
+      config: of the run, as the checkpoint stores it.
+      inputs: of the network, as the checkpoint stores them.
+    """
+    shape = tuple(inputs["image_shape"])
+    return create_network(config.model, shape, inputs["num_classes"], config.compute_dtype)
+
+
+def _arrays_of(
+    network: Network, averaging: Averaging, restored: Restored
+) -> tuple[Arrays, Arrays, Averages]:
+    """Return the parameters, statistics and averages of a checkpoint."""
+
+    def init() -> dict[str, Any]:
+        params, statistics = network.init(root_key(0))
+        averages = averaging.start(params, statistics)
+        return {"params": params, "statistics": statistics, "averages": averages}
+
     try:
-        found = match_leaves(abstract, restored.leaves)
+        found = match_leaves(jax.eval_shape(init), restored.leaves)
     except ValueError as error:
         raise RunError(f"checkpoint {restored.step} does not fit its network: {error}") from error
-    return found["params"], found["statistics"]
+    return found["params"], found["statistics"], found["averages"]
+
+
+def _scaled(averages: Averages) -> dict[str, tuple[Arrays, Arrays]]:
+    """Return the averages that have something in them, as parameters and statistics."""
+    known = [kind for kind in averages if kind != AVERAGE or averages[kind].count > 0]
+    return {kind: jax.device_get(averaged(averages, kind)) for kind in known}

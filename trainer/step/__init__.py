@@ -1,11 +1,17 @@
 """What the devices execute: networks, optimizers, batches, the train step and the evaluation."""
 
+from trainer.step.averages import AVERAGE as AVERAGE
+from trainer.step.averages import EMA as EMA
+from trainer.step.averages import Averages as Averages
+from trainer.step.averages import Averaging as Averaging
+from trainer.step.averages import averaged as averaged
 from trainer.step.batches import epoch_batches as epoch_batches
 from trainer.step.eval_step import create_evaluate as create_evaluate
 from trainer.step.eval_step import mean_metrics as mean_metrics
 from trainer.step.examples import Examples as Examples
 from trainer.step.examples import abstract_examples as abstract_examples
 from trainer.step.examples import place_examples as place_examples
+from trainer.step.networks import Ensemble as Ensemble
 from trainer.step.networks import Network as Network
 from trainer.step.networks import create_network as create_network
 from trainer.step.optimizers import create_optimizer as create_optimizer

@@ -1,5 +1,6 @@
 """Evaluation of a whole split: every example counted once, on any number of devices."""
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -14,14 +15,14 @@ from jax.sharding import PartitionSpec as P
 from trainer.devices import DATA_AXIS, place, replicated, sharded
 from trainer.step.batches import evaluation_batches
 from trainer.step.examples import Examples, take
-from trainer.step.networks import Arrays, Network
+from trainer.step.networks import Arrays, Ensemble, Network
 from trainer.step.train_step import Metrics
 
 # Examples a device takes at once: small enough for the caches of a CPU core.
 _EXAMPLES_PER_DEVICE = 125
 
 
-def create_eval_step(network: Network, mesh: Mesh) -> jax.stages.Wrapped:
+def create_eval_step(network: Network | Ensemble, mesh: Mesh) -> jax.stages.Wrapped:
     """Return the jitted evaluation step, which adds one batch to running sums.
 
     Args:
@@ -61,7 +62,7 @@ def zero_sums(sharding: NamedSharding) -> Metrics:
 
 
 def create_evaluate(
-    network: Network, mesh: Mesh, params: Arrays, statistics: Arrays, examples: Examples
+    network: Network | Ensemble, mesh: Mesh, params: Arrays, statistics: Arrays, examples: Examples
 ) -> Callable[[Arrays, Arrays, Examples], Metrics]:
     """Return the compiled function that evaluates parameters on a split.
 
@@ -101,6 +102,7 @@ def mean_metrics(sums: Any) -> dict[str, Any]:
 
     Returns:
       loss, accuracy and examples; and for each kind its name and a dict of its loss and accuracy.
+      An average over the ends of cycles of which there was none yet is no number, and left out.
     """
     examples = int(sums["examples"])
 
@@ -111,4 +113,5 @@ def mean_metrics(sums: Any) -> dict[str, Any]:
         }
 
     kinds = {kind: means(of) for kind, of in sums.items() if isinstance(of, dict)}
-    return {**means(sums), "examples": examples, **kinds}
+    known = {kind: found for kind, found in kinds.items() if not math.isnan(found["loss"])}
+    return {**means(sums), "examples": examples, **known}

@@ -1,6 +1,7 @@
 """The networks, images in and logits out, and how the step uses one as pure functions."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -146,6 +147,34 @@ class Network:
         nnx.replace_by_pure_dict(empty_params, params)
         nnx.replace_by_pure_dict(empty_statistics, statistics)
         return nnx.merge(graphdef, empty_params, jax.tree.map(fresh, random), empty_statistics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Networks that answer together: the mean of their probabilities (Huang et al. 2017).
+
+    Attributes:
+      network: of each of them.
+    """
+
+    network: Network
+
+    def apply(self, params: Arrays, statistics: Arrays, inputs: jax.Array) -> jax.Array:
+        """Return the logarithm of the mean of the softmax of the logits of all.
+
+        Args:
+          params: step, as text, to the parameters of that step; see `Network.init`.
+          statistics: likewise.
+          inputs: float32[B, H, W, C].
+
+        Returns:
+          float32[B, num_classes]; their softmax is the mean itself.
+        """
+        each = [
+            jax.nn.log_softmax(self.network.apply(params[step], statistics[step], inputs))
+            for step in sorted(params, key=int)
+        ]
+        return jax.nn.logsumexp(jnp.stack(each), axis=0) - math.log(len(each))
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
+from trainer.step.averages import NO_AVERAGES, Averages, Averaging
 from trainer.step.networks import Arrays, Network
 from trainer.step.randomness import root_key
 
@@ -24,16 +25,21 @@ class TrainState:
       params: float32 parameters of the network, nested dictionaries by attribute name.
       statistics: what else the network keeps, such as running means; empty for the built-in ones.
       opt_state: state of the optimizer.
+      averages: those of the parameters that the run keeps, by name; empty if it keeps none.
     """
 
     step: jax.Array
     params: Arrays
     statistics: Arrays
     opt_state: optax.OptState
+    averages: Averages
 
 
 def train_state_init(
-    network: Network, tx: optax.GradientTransformation, seed: int
+    network: Network,
+    tx: optax.GradientTransformation,
+    seed: int,
+    averaging: Averaging = NO_AVERAGES,
 ) -> Callable[[], TrainState]:
     """Return the pure function that makes the state before the first update.
 
@@ -41,12 +47,14 @@ def train_state_init(
       network: the network.
       tx: the optimizer.
       seed: of the parameters, 0 <= seed < 2**32.
+      averaging: which averages the state holds.
     """
 
     def init() -> TrainState:
         params, statistics = network.init(root_key(seed))
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, statistics, tx.init(params))
+        averages = averaging.start(params, statistics)
+        return TrainState(step, params, statistics, tx.init(params), averages)
 
     return init
 

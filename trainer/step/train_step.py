@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
+from trainer.step.averages import NO_AVERAGES, Averaging
 from trainer.step.examples import Examples, take
 from trainer.step.networks import Arrays, Network
 from trainer.step.randomness import dropout_key
@@ -62,6 +63,7 @@ def create_train_step(
     reduction: str = ALL_REDUCE,
     gradient_shards: int = 8,
     momentum_schedule: optax.Schedule | None = None,
+    averaging: Averaging = NO_AVERAGES,
 ) -> jax.stages.Wrapped | _TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
@@ -79,6 +81,7 @@ def create_train_step(
       gradient_shards: with "tree", the equal parts of a batch whose gradients are added, a power
         of two that the number of devices divides and that divides B.
       momentum_schedule: step -> momentum, if `tx` takes it as an argument of its update.
+      averaging: which averages the state holds.
 
     Returns:
       train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
@@ -111,7 +114,7 @@ def create_train_step(
             _scale(metrics, 1 / num_examples),
         )
 
-    update = partial(_update, tx, schedule, momentum_schedule)
+    update = partial(_update, tx, schedule, momentum_schedule, averaging)
 
     def train_step(
         state: TrainState, examples: Examples, batches: jax.Array
@@ -158,6 +161,7 @@ def _update(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     momentum_schedule: optax.Schedule | None,
+    averaging: Averaging,
     state: TrainState,
     grads: optax.Params,
     statistics: Arrays,
@@ -167,8 +171,10 @@ def _update(
     momentum = {} if momentum_schedule is None else {"momentum": momentum_schedule(state.step)}
     direction, opt_state = tx.update(grads, state.opt_state, state.params, **momentum)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+    done = state.step + 1
+    averages = averaging.update(state.averages, done, params, statistics)
     return (
-        TrainState(state.step + 1, params, statistics, opt_state),
+        TrainState(done, params, statistics, opt_state, averages),
         {"learning_rate": learning_rate} | momentum,
     )
 

@@ -12,7 +12,8 @@ from trainer import devices
 from trainer.commands.predict.images import IMAGE_SHAPE, digit_pixels, object_pixels, read_image
 from trainer.commands.predict.ink import ImageError
 from trainer.errors import UsageError
-from trainer.run.stored import Checkpoint, load_checkpoint
+from trainer.run.selection import AS_TRAINED, Selection
+from trainer.run.stored import Checkpoint
 from trainer.step.examples import scale_pixels
 
 # Pictures that the network takes at once.
@@ -46,21 +47,27 @@ def create_inference(checkpoint: Checkpoint) -> Callable[[jax.Array], jax.Array]
 
 
 class Predictor:
-    """The newest good checkpoint of a run, ready to be asked about pictures."""
+    """A checkpoint of a run, ready to be asked about pictures."""
 
-    def __init__(self, workdir: epath.PathLike, platform: str = "auto"):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        platform: str = "auto",
+        selection: Selection = AS_TRAINED,
+    ):
         """Read the checkpoint; no data set is needed.
 
         Args:
           workdir: of a run.
           platform: "auto", "cpu", "gpu" or "tpu"; one device of it is used.
+          selection: which parameters answer.
 
         Raises:
           UsageError: there is no checkpoint, or no such device.
           RunError: no checkpoint is good.
         """
         devices.create_mesh(platform, 1)
-        checkpoint = load_checkpoint(workdir)
+        checkpoint = selection.load(workdir)
         self.image_shape = tuple(checkpoint.inputs["image_shape"])
         self.dataset = checkpoint.config.dataset
         self.step = checkpoint.step
