@@ -90,9 +90,8 @@ def test_they_change_nothing_else(config: TrainConfig, averaged_run: Path, tmp_p
         Selection(params="ema").load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "num_devices", [[2, 1, 2], pytest.param([8, 4, 1], marks=pytest.mark.system)]
-)
+@pytest.mark.system
+@pytest.mark.parametrize("num_devices", [[2, 1, 2], [8, 4, 1]])
 def test_stops_and_other_devices(
     config: TrainConfig, averaged_run: Path, tmp_path: Path, num_devices: list[int]
 ) -> None:
@@ -119,6 +118,7 @@ def test_tests_are_made_of_each_kind(config: TrainConfig, averaged_run: Path) ->
         early.load(averaged_run)
 
 
+@pytest.mark.system
 def test_on_and_off_in_mid_run(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

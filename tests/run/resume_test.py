@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -21,16 +22,17 @@ from trainer.step.batches import epoch_batches
 from trainer.step.randomness import pinned, root_key
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """The smallest run there is: 64 examples of 6x6 pixels."""
+    folder = tmp_path_factory.mktemp("smallest")
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (80, 6, 6), np.uint8), np.arange(80) % 4
     own = {"x_train": images[16:], "y_train": labels[16:], "x_test": images[:16]}
-    np.savez(tmp_path / "own.npz", **own, y_test=labels[:16])
+    np.savez(folder / "own.npz", **own, y_test=labels[:16])
     return TrainConfig(
-        dataset=str(tmp_path / "own.npz"),
-        data_dir=str(tmp_path / "data"),
+        dataset=str(folder / "own.npz"),
+        data_dir=str(folder / "data"),
         model="mlp",
         batch_size=16,
         steps_per_cycle=7,
@@ -115,7 +117,19 @@ def changed_value(config: TrainConfig, field: str) -> dict:
     return {field: before * 2 if isinstance(before, int) and before else before + 0.01 or 1}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.fixture(scope="module", params=["sgd", "adamw"])
+def ten_steps(
+    request: pytest.FixtureRequest,
+    config: TrainConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[TrainConfig, Path]:
+    """A run of ten steps, its configuration and its workdir; tests copy it."""
+    config = dataclasses.replace(config, optimizer=request.param, lr_max=0.01, num_steps=10)
+    workdir = tmp_path_factory.mktemp("ten")
+    train(config, workdir)
+    return config, workdir
+
+
 @pytest.mark.parametrize(
     "field",
     [
@@ -124,12 +138,11 @@ def changed_value(config: TrainConfig, field: str) -> dict:
     ],
 )
 def test_every_field_that_is_offered_works(
-    config: TrainConfig, tmp_path: Path, field: str, optimizer: str
+    ten_steps: tuple[TrainConfig, Path], tmp_path: Path, field: str
 ) -> None:
     """At the newest checkpoint, and again at a fallback past the change."""
-    workdir = tmp_path / "run"
-    config = dataclasses.replace(config, optimizer=optimizer, lr_max=0.01, num_steps=10)
-    train(config, workdir)
+    config, base = ten_steps
+    workdir = shutil.copytree(base, tmp_path / "run")
     values = changed_value(config, field)
     values = {name: 7 if name == "seed" else value for name, value in values.items()}
     changed = dataclasses.replace(config, **values, num_steps=15)
