@@ -140,6 +140,24 @@ def _verify_resume(arguments: Arguments) -> int:
     return DONE if verify_resume.kept(comparisons) else RunError.exit_status
 
 
+def _preflight(arguments: Arguments) -> int:
+    """Compile the run for accelerators that are not here; one JSON object for each target."""
+    # jax cannot read back from its cache what was compiled for devices that are not here.
+    config = dataclasses.replace(arguments.config, compilation_cache=False)
+    _configure_devices(dataclasses.replace(config, platform="cpu", num_cpu_devices=1))
+    from trainer.commands.preflight import command
+
+    reports = []
+    for report in command.preflight(arguments.config, arguments.options["target"]):
+        _print_json(report)
+        reports.append(report)
+    print(command.table(reports), file=sys.stderr)
+    failed = [report for report in reports if not report["ok"]]
+    if failed:
+        raise RunError(command.describe_failure(failed[0]))
+    return DONE
+
+
 def _predict(arguments: Arguments) -> int:
     """Print the digit in each image file, as one JSON object a line."""
     if not arguments.files:
@@ -176,6 +194,7 @@ ACTIONS: dict[str, Callable[[Arguments], int]] = {
     "report": _report,
     "find_lr": _find_lr,
     "verify_resume": _verify_resume,
+    "preflight": _preflight,
     "predict": _predict,
     "export": _export,
 }

@@ -156,6 +156,12 @@ _OPTIONS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         [],
         "numbers of devices to change between, separated by commas",
     ),
+    (
+        flags.DEFINE_list,
+        "target",
+        [],
+        "accelerators to compile for, separated by commas, such as v5e:2x4 or h100:8",
+    ),
     (flags.DEFINE_float, "find_lr_min", 1e-5, "the first rate"),
     (
         flags.DEFINE_float,

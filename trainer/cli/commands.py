@@ -86,6 +86,11 @@ COMMANDS = {
         "verify_resume --model=mlp --devices=1,2,4,8 --reduction=tree",
         ("devices", *_ALONE),
     ),
+    "preflight": Command(
+        "compile the run for accelerators that are not here, and say what it needs there",
+        "preflight --target=v5e:2x4,h100:8 --batch_size=1024",
+        ("target", *_ALONE),
+    ),
     "predict": Command(
         "the digit in each image file, one JSON object a line",
         "predict digit.png --workdir=runs/fast",

@@ -94,6 +94,7 @@ def prepare(
     *,
     allow_config_change: Collection[str] = (),
     given: Collection[str] | None = None,
+    mesh: Mesh | None = None,
 ) -> Job:
     """Find devices and data, and check that all fits together, and to the checkpoint if any.
 
@@ -103,6 +104,7 @@ def prepare(
       restored: the newest good checkpoint in it, or None.
       allow_config_change: fields that may differ from those of the checkpoint.
       given: fields that the user gave; what is not given, the run in the workdir says. None: all.
+      mesh: devices that are elsewhere; None: those that the configuration asks for.
 
     Raises:
       UsageError: something does not fit; the message says what would.
@@ -111,7 +113,7 @@ def prepare(
     stored = TrainConfig.from_stored(restored.meta["config"]) if restored else None
     if given is not None:
         config = _complete(config, workdir, stored, given)
-    mesh = devices.create_mesh(config.platform, config.num_devices)
+    mesh = mesh or devices.create_mesh(config.platform, config.num_devices)
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
         source = open_dataset(config.dataset, config.data_dir, **config.data_selection)

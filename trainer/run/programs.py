@@ -26,8 +26,11 @@ from trainer.step import (
     create_train_step,
     create_train_steps,
     epoch_batches,
+    lower_eval_step,
+    lower_replica_hashes,
     place_examples,
 )
+from trainer.step.train_step import TwoPrograms
 
 TrainSteps = Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]
 
@@ -83,27 +86,62 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
 
 def compile_programs(job: Job) -> Programs:
     """Compile the programs of a run from shapes alone; no data are needed."""
-    source, plan, state = job.source, job.plan, job.abstract_state
-    train, test = (
-        abstract_examples(num_examples, source.image_shape, devices.replicated(job.mesh))
-        for num_examples in (source.num_train, source.num_test)
-    )
-    batches = jax.ShapeDtypeStruct(
-        (plan.steps_per_epoch, job.config.batch_size),
-        jnp.int32,
-        sharding=devices.sharded(job.mesh, axis=1),
-    )
+    state = job.abstract_state
     return Programs(
-        train_steps=_compile_steps(job, state, train, batches),
+        train_steps=_compile_steps(job),
         epoch_batches=create_epoch_batches(job).lower(state.step).compile(),
-        evaluate=_compile_evaluation(job, state, test),
+        evaluate=_compile_evaluation(job, state, _abstract_splits(job)[1]),
         check_replicas=create_replica_check(job.mesh, state),
     )
 
 
-def _compile_steps(job: Job, state: TrainState, train: Examples, batches: Any) -> TrainSteps:
-    """Return the compiled function that takes some steps; a step on its own needs no loop."""
-    config = job.config
+def lower_programs(job: Job) -> dict[str, Any]:
+    """Return every program of a run, lowered: to be compiled, here or for other devices.
+
+    Args:
+      job: the run; its devices need not be there.
+
+    Returns:
+      Name to jax.stages.Lowered. The train step is "gradient" and "update" with the tree, else
+      "train_step", or "train_steps" where a call takes several.
+    """
+    state, test = job.abstract_state, _abstract_splits(job)[1]
+    step = _lower_steps(job)
+    steps = step.parts() if isinstance(step, TwoPrograms) else {_name_of_steps(job): step}
+    evaluate = lower_eval_step(job.network, job.mesh, state.params, state.statistics, test)
+    programs = {
+        **steps,
+        "epoch_batches": create_epoch_batches(job).lower(state.step),
+        "evaluate": evaluate,
+        "create_state": jax.jit(job.init, out_shardings=devices.replicated(job.mesh)).lower(),
+    }
+    if job.mesh.size > 1:
+        programs["check_replicas"] = lower_replica_hashes(job.mesh, state)
+    return programs
+
+
+def _name_of_steps(job: Job) -> str:
+    """Return what to call the program of a call."""
+    return "train_step" if job.config.steps_per_call == 1 else "train_steps"
+
+
+def _abstract_splits(job: Job) -> list[Examples]:
+    """Return shapes and shardings of the training and the test split."""
+    source, everywhere = job.source, devices.replicated(job.mesh)
+    return [
+        abstract_examples(num_examples, source.image_shape, everywhere)
+        for num_examples in (source.num_train, source.num_test)
+    ]
+
+
+def _lower_steps(job: Job) -> Any:
+    """Return the program of a call lowered; a step on its own needs no loop."""
+    config, state, train = job.config, job.abstract_state, _abstract_splits(job)[0]
+    batches = jax.ShapeDtypeStruct(
+        (job.plan.steps_per_epoch, config.batch_size),
+        jnp.int32,
+        sharding=devices.sharded(job.mesh, axis=1),
+    )
     train_step: Any = create_train_step(
         job.network,
         job.tx,
@@ -115,15 +153,22 @@ def _compile_steps(job: Job, state: TrainState, train: Examples, batches: Any) -
         momentum_schedule=job.momentum_schedule,
         averaging=job.averaging,
     )
-    most = config.steps_per_call
+    if config.steps_per_call == 1:
+        return train_step.lower(state, train, batches)
+    sharding = devices.replicated(job.mesh)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+    several = create_train_steps(train_step, config.steps_per_call, sharding)
+    return several.lower(state, train, batches, count)
+
+
+def _compile_steps(job: Job) -> TrainSteps:
+    """Return the compiled function that takes some steps."""
+    program, most = _lower_steps(job).compile(), job.config.steps_per_call
     if most == 1:
-        one = train_step.lower(state, train, batches).compile()
-        return lambda state, train, batches, count: one(state, train, batches)
+        return lambda state, train, batches, count: program(state, train, batches)
     sharding = devices.replicated(job.mesh)
     # On the devices already: nothing is transferred in the loop.
     counts = [devices.place(np.array(count, np.int32), sharding) for count in range(most + 1)]
-    several = create_train_steps(train_step, most, sharding)
-    program = several.lower(state, train, batches, counts[0]).compile()
     return lambda state, train, batches, count: program(state, train, batches, counts[count])
 
 

@@ -7,6 +7,7 @@ from trainer.step.averages import Averaging as Averaging
 from trainer.step.averages import averaged as averaged
 from trainer.step.batches import epoch_batches as epoch_batches
 from trainer.step.eval_step import create_evaluate as create_evaluate
+from trainer.step.eval_step import lower_eval_step as lower_eval_step
 from trainer.step.eval_step import mean_metrics as mean_metrics
 from trainer.step.examples import Examples as Examples
 from trainer.step.examples import abstract_examples as abstract_examples
@@ -17,6 +18,7 @@ from trainer.step.networks import create_network as create_network
 from trainer.step.optimizers import create_optimizer as create_optimizer
 from trainer.step.reductions import choose_reduction as choose_reduction
 from trainer.step.replicas import create_replica_check as create_replica_check
+from trainer.step.replicas import lower_replica_hashes as lower_replica_hashes
 from trainer.step.several_steps import choose_steps_per_call as choose_steps_per_call
 from trainer.step.several_steps import create_train_steps as create_train_steps
 from trainer.step.state import TrainState as TrainState

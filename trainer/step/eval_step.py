@@ -55,10 +55,34 @@ def create_eval_step(network: Network | Ensemble, mesh: Mesh) -> jax.stages.Wrap
     return jax.jit(jax.shard_map(eval_step, mesh=mesh, in_specs=in_specs, out_specs=P()))
 
 
+_SUMS = {"loss": np.float32, "correct": np.int32, "examples": np.int32}
+
+
 def zero_sums(sharding: NamedSharding) -> Metrics:
     """Return the sums of an evaluation before its first batch."""
-    dtypes = {"loss": np.float32, "correct": np.int32, "examples": np.int32}
-    return {name: place(np.zeros((), dtype), sharding) for name, dtype in dtypes.items()}
+    return {name: place(np.zeros((), dtype), sharding) for name, dtype in _SUMS.items()}
+
+
+def lower_eval_step(
+    network: Network | Ensemble, mesh: Mesh, params: Arrays, statistics: Arrays, examples: Examples
+) -> jax.stages.Lowered:
+    """Return the evaluation step, lowered for the batches that `create_evaluate` makes.
+
+    Args:
+      network: see `create_evaluate`.
+      mesh: see `create_evaluate`.
+      params: see `create_evaluate`.
+      statistics: see `create_evaluate`.
+      examples: see `create_evaluate`.
+    """
+    everywhere = replicated(mesh)
+    size = _EXAMPLES_PER_DEVICE * mesh.size
+    indices = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharded(mesh))
+    sums = {
+        name: jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for name, dtype in _SUMS.items()
+    }
+    eval_step = create_eval_step(network, mesh)
+    return eval_step.lower(params, statistics, examples, indices, sums)
 
 
 def create_evaluate(
@@ -77,12 +101,11 @@ def create_evaluate(
       evaluate(params, statistics, examples) -> sums, see `create_eval_step`; it does not wait for
       the devices. sums["examples"] is the size of the split.
     """
+    program = lower_eval_step(network, mesh, params, statistics, examples).compile()
     num_examples = examples.labels.shape[0]
     rows = evaluation_batches(num_examples, _EXAMPLES_PER_DEVICE * mesh.size)
     batches = [place(row, sharded(mesh)) for row in rows]
     zeros = zero_sums(replicated(mesh))
-    eval_step = create_eval_step(network, mesh)
-    program = eval_step.lower(params, statistics, examples, batches[0], zeros).compile()
 
     def evaluate(params: Arrays, statistics: Arrays, examples: Examples) -> Metrics:
         sums = zeros

@@ -30,13 +30,7 @@ def create_replica_check(mesh: Mesh, state: TrainState) -> Callable[[TrainState]
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     if mesh.size == 1:
         return lambda state: None
-
-    def hashes(state: TrainState) -> jax.Array:
-        return jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(state)])[None]
-
-    # The specification P() hands each device its own copy, unlike any operation outside.
-    each = jax.shard_map(hashes, mesh=mesh, in_specs=P(), out_specs=P(DATA_AXIS))
-    program = jax.jit(each, out_shardings=replicated(mesh)).lower(state).compile()
+    program = lower_replica_hashes(mesh, state).compile()
 
     def check(state: TrainState) -> None:
         found = jax.device_get(program(state))
@@ -52,6 +46,22 @@ def create_replica_check(mesh: Mesh, state: TrainState) -> Callable[[TrainState]
                 )
 
     return check
+
+
+def lower_replica_hashes(mesh: Mesh, state: TrainState) -> jax.stages.Lowered:
+    """Return the program behind the check, lowered: state -> uint32[devices, leaves].
+
+    Args:
+      mesh: the devices.
+      state: the state, or its shapes, dtypes and shardings.
+    """
+
+    def hashes(state: TrainState) -> jax.Array:
+        return jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(state)])[None]
+
+    # The specification P() hands each device its own copy, unlike any operation outside.
+    each = jax.shard_map(hashes, mesh=mesh, in_specs=P(), out_specs=P(DATA_AXIS))
+    return jax.jit(each, out_shardings=replicated(mesh)).lower(state)
 
 
 def _hash(leaf: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class _TwoPrograms:
+class TwoPrograms:
     """A train step whose gradient and update are programs of their own, at any of jax's stages.
 
     Attributes:
@@ -42,15 +42,19 @@ class _TwoPrograms:
         state, applied = self.update(state, grads, statistics)
         return state, metrics | applied
 
-    def lower(self, state: TrainState, examples: Examples, batches: Any) -> "_TwoPrograms":
+    def lower(self, state: TrainState, examples: Examples, batches: Any) -> "TwoPrograms":
         """Return both programs lowered for arguments of these shapes, as jax.stages does."""
         gradient = self.gradient.lower(state, examples, batches)
         grads, statistics, _ = gradient.out_info
-        return _TwoPrograms(gradient, self.update.lower(state, grads, statistics))
+        return TwoPrograms(gradient, self.update.lower(state, grads, statistics))
 
-    def compile(self) -> "_TwoPrograms":
+    def compile(self) -> "TwoPrograms":
         """Return both lowered programs compiled, as jax.stages does."""
-        return _TwoPrograms(self.gradient.compile(), self.update.compile())
+        return TwoPrograms(self.gradient.compile(), self.update.compile())
+
+    def parts(self) -> dict[str, Any]:
+        """Return both programs by name."""
+        return {"gradient": self.gradient, "update": self.update}
 
 
 def create_train_step(
@@ -64,7 +68,7 @@ def create_train_step(
     gradient_shards: int = 8,
     momentum_schedule: optax.Schedule | None = None,
     averaging: Averaging = NO_AVERAGES,
-) -> jax.stages.Wrapped | _TwoPrograms:
+) -> jax.stages.Wrapped | TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
     The step computes, with g the mean gradient over the whole global batch,
@@ -131,7 +135,7 @@ def create_train_step(
     if reduction == TREE:
         # In one program with the sums, XLA:CPU would fuse the update with them, and contract
         # multiplications and additions differently on one device than on several.
-        return _TwoPrograms(
+        return TwoPrograms(
             over_devices(gradient, P(), P(), batches_spec, donate=()),
             over_devices(update, P(), P(), P(), donate=(0,)),
         )
