@@ -1,6 +1,7 @@
 """The mesh has the devices that were asked for, or the message says which there are."""
 
 import ctypes
+import os
 import platform
 import resource
 
@@ -51,6 +52,24 @@ def test_a_batch_that_can_be_cut_is_taken() -> None:
 def test_describe() -> None:
     assert devices.describe(devices.create_mesh("cpu", 1)) == "1 device (cpu)"
     assert devices.describe(devices.create_mesh("cpu", 8)) == "8 devices (cpu)"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_gpus_are_deterministic(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("XLA_FLAGS", before)
+    devices.require_deterministic_gpus()
+    assert os.environ["XLA_FLAGS"] == after
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

@@ -22,10 +22,18 @@ _MOST_CPU_DEVICES = 8
 # Seconds: what compiles faster than this is not worth a file.
 _SHORTEST_COMPILATION = 0.05
 
+_DETERMINISTIC = "xla_gpu_deterministic_ops"
+
 logger = logging.getLogger(__name__)
 
 
-def configure(platform: str, num_cpu_devices: int, batch_size: int, num_processes: int = 1) -> None:
+def configure(
+    platform: str,
+    num_cpu_devices: int,
+    batch_size: int,
+    num_processes: int = 1,
+    deterministic: bool = True,
+) -> None:
     """Choose the platform and make the virtual CPU devices; before jax touches any device.
 
     Args:
@@ -33,6 +41,7 @@ def configure(platform: str, num_cpu_devices: int, batch_size: int, num_processe
       num_cpu_devices: virtual CPU devices to make, or 0 to choose by the cores.
       batch_size: global batch size; a number that is chosen divides it.
       num_processes: that train together; they share the cores as if all were on this host.
+      deterministic: whether GPUs may use only operations with the same bits in every run.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise UsageError("JAX_DISABLE_JIT is set, and the trainer compiles its steps; unset it")
@@ -45,9 +54,22 @@ def configure(platform: str, num_cpu_devices: int, batch_size: int, num_processe
     os.environ.setdefault("PJRT_NPROC", str(max(threads, os.cpu_count() or 1)))
     jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     _keep_freed_memory()
+    if deterministic:
+        require_deterministic_gpus()
     if platform == "cpu":
         # Otherwise jax would also start, and reserve memory on, an accelerator that is not used.
         jax.config.update("jax_platforms", "cpu")
+
+
+def require_deterministic_gpus() -> None:
+    """Let XLA:GPU use only operations with the same bits in every run; what the user says wins.
+
+    It is set for programs of GPUs alone. Autotuning is off then: it chooses kernels by their time,
+    and so other ones, with other bits, after a restart.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_DETERMINISTIC}=true".strip()
 
 
 def _keep_freed_memory() -> None:

@@ -232,7 +232,13 @@ def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
 
     if config.compilation_cache:
         devices.enable_compilation_cache()
-    devices.configure(config.platform, config.num_cpu_devices, config.batch_size, num_processes)
+    devices.configure(
+        config.platform,
+        config.num_cpu_devices,
+        config.batch_size,
+        num_processes,
+        config.deterministic,
+    )
 
 
 def _print_json(value: dict[str, Any]) -> None:

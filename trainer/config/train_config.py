@@ -251,6 +251,12 @@ class TrainConfig:
         valid=COUNT_OR_NONE,
     )
 
+    deterministic: bool = option(
+        True,
+        "Devices",
+        "on GPUs, use only operations that give the same bits in every run, and choose none by "
+        "timing them",
+    )
     steps_per_call: int = option(
         0,
         "Devices",

@@ -49,7 +49,12 @@ def train(
     try:
         if config.compilation_cache:
             devices.enable_compilation_cache()
-        devices.configure(config.platform, config.num_cpu_devices, config.batch_size)
+        devices.configure(
+            config.platform,
+            config.num_cpu_devices,
+            config.batch_size,
+            deterministic=config.deterministic,
+        )
     except RuntimeError:
         logger.warning(
             "jax has started already: training takes the devices that are there (%s)",

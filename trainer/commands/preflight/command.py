@@ -19,6 +19,7 @@ from trainer.config import TrainConfig
 from trainer.run.job import Job, prepare
 from trainer.run.programs import lower_programs
 from trainer.step.randomness import pinned
+from trainer.step.reductions import ALL_REDUCE
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +119,16 @@ def _needed(programs: dict[str, Compiled]) -> int:
 def _describe_step(target: Target, job: Job, programs: dict[str, Compiled]) -> dict[str, Any]:
     """Return what one step computes and moves, and how long it takes at the very least."""
     parts = [programs[name] for name in _STEP if name in programs]
-    flops, accessed = sum(p.flops for p in parts), sum(p.accessed for p in parts)
     # A loop whose trip count is known counts all its turns.
     turns = job.config.steps_per_call if any(any(p.loops) for p in parts) else 1
-    flops, accessed = flops / turns, accessed / turns
     # XLA counts the whole split as read where a step gathers a few rows of it.
-    accessed -= job.source.num_train * math.prod(job.source.image_shape)
+    split = job.source.num_train * math.prod(job.source.image_shape)
+    flops = sum(p.flops for p in parts) / turns
+    accessed = sum(p.accessed for p in parts) / turns - split
+    if not flops:
+        # XLA:GPU does not say. What is kept for a while is written and read once at least.
+        flops = _flops_on_cpu(job)
+        accessed = sum(p.arguments + p.outputs + 2 * p.temporaries for p in parts) - split
     collectives = [each for part in parts for each in part.collectives]
     per_chip = _devices_per_chip(target, job)
     chip = target.chip
@@ -147,6 +152,18 @@ def _describe_step(target: Target, job: Job, programs: dict[str, Compiled]) -> d
         "bound_by": max(times, key=lambda name: times[name]),
         "peaks_from": chip.source,
     }
+
+
+def _flops_on_cpu(job: Job) -> float:
+    """Return the floating-point operations of a step of one device, as XLA:CPU counts them."""
+    config = dataclasses.replace(
+        job.config,
+        batch_size=job.config.batch_size // job.mesh.size,
+        reduction=ALL_REDUCE,
+        steps_per_call=1,
+    )
+    here = dataclasses.replace(job, config=config, mesh=devices.create_mesh("cpu", 1))
+    return read_compiled(lower_programs(here)["train_step"].compile()).flops
 
 
 def _seconds(collective: Collective, num_devices: int, interconnect: float) -> float:
