@@ -100,6 +100,9 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
             ["--flagfile=none.cfg"],
             "--flagfile cannot be read (No such file or directory: 'none.cfg')",
         ),
+        (["--flagfile=."], "--flagfile cannot be read (Is a directory: '.')"),
+        (["--flagfile"], "--flagfile has no value; use --flagfile=VALUE"),
+        (["--nonesterov=1"], "--nonesterov=1 is not valid; use --nesterov or --nonesterov"),
         (["--find_lr_ramp=curved"], "--find_lr_ramp=curved is not valid; use exponential or lin"),
         (["trian"], "unexpected command 'trian' (did you mean train?); use one of the commands"),
         (["evalute"], "unexpected command 'evalute' (did you mean evaluate?)"),
@@ -199,7 +202,7 @@ def test_dry_run_writes_only_a_picture(
     assert command("--dry_run", f"--workdir={tmp_path}/runs/a") == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert "4680 steps, 10 epochs of 468" in err
+    assert "4680 steps, 10 epochs of 468 steps" in err
     assert "40 cycles of 117 steps" in err
     assert "warning" not in err
     assert "▁█" * 40 + "\n" in err
