@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import ROOT
 from trainer import cli
+from trainer.cli import actions
+from trainer.cli.arguments import Arguments
 from trainer.cli.arguments import parse as arguments_of
 from trainer.cli.commands import COMMANDS
 from trainer.config import TrainConfig
@@ -122,6 +124,25 @@ def test_mistakes_end_in_one_message(
     assert err.startswith("error: ")
     assert out == ""
     assert not workdir.exists()
+
+
+def test_an_error_that_nobody_foresaw_is_a_failed_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Its traceback is shown, and a launcher may start the run again: status 2, not 1."""
+
+    def fail(arguments: Arguments) -> int:
+        raise MemoryError("nothing left")
+
+    monkeypatch.setitem(actions.ACTIONS, "report", fail)
+    assert cli.run(["trainer", "report", f"--workdir={tmp_path}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-2:] == [
+        "MemoryError: nothing left",
+        "error: this failure was not foreseen; older checkpoints are intact, and the same command "
+        "resumes from the newest",
+    ]
 
 
 def test_help_lists_every_flag_with_default_and_meaning(capsys: pytest.CaptureFixture) -> None:

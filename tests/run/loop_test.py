@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped, bit for bit."""
+"""A run that stops and resumes is the run that never stopped, bit for bit."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
     assert checkpoint_steps(tmp_path) == {10, 20, 25}
 
 
-def test_resume_says_where_it_goes_on(
+def test_a_resume_says_where(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(dataclasses.replace(config, num_steps=24), tmp_path)
@@ -78,7 +78,7 @@ def test_resume_says_where_it_goes_on(
     )
 
 
-def test_a_complete_run_says_so_and_how_to_go_on(
+def test_a_complete_run_says_so_and_how_to_train_further(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = train(dataclasses.replace(config, num_epochs=1), tmp_path)
@@ -91,7 +91,7 @@ def test_a_complete_run_says_so_and_how_to_go_on(
     assert written(tmp_path) == before
 
 
-def test_a_run_of_an_older_version_goes_on(
+def test_a_run_of_an_older_version_resumes(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint whose configuration has none of the later fields."""

@@ -132,7 +132,7 @@ class DatasetSource:
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise UsageError(
                 f"--dataset={self.name}: split {split!r} has labels from {labels.min()} to "
-                f"{labels.max()}, valid are 0 to {self.num_classes - 1}"
+                f"{labels.max()}, and its classes are 0 to {self.num_classes - 1}"
             )
         return images, labels.astype(np.int32)
 
