@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 # A run of a second; the end of a cycle, an epoch (20 steps) and a checkpoint never fall together.
 QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
 # A run of seconds that nearly always saves.
-SAVING = (*QUICK, "--num_steps=300", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
+SAVING = (*QUICK, "--num_steps=100", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
 
 
 # States

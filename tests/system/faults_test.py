@@ -74,7 +74,7 @@ def test_killed_in_mid_cycle(
 ) -> None:
     """Nothing in the same command says that there was a kill; all that is left is as if not."""
     workdir = tmp_path / "broken"
-    for step in (30, 160):
+    for step in (30, 65):
         process = start("--workdir=broken", *SAVING)
         wait_for_step(workdir, step, process)
         process.kill()
@@ -84,23 +84,25 @@ def test_killed_in_mid_cycle(
     assert "resuming at step" in done.stderr
     assert_same_run(workdir, unbroken)
     lines = read_metrics(workdir, "train")
-    assert [line["step"] for line in lines] == list(range(300))
-    rates = create_triangular_schedule(3e-3, 3e-2, 7)(np.arange(300))
+    assert [line["step"] for line in lines] == list(range(100))
+    rates = create_triangular_schedule(3e-3, 3e-2, 7)(np.arange(100))
     np.testing.assert_array_equal([np.float32(line["learning_rate"]) for line in lines], rates)
     board = EventAccumulator(str(workdir / "tensorboard"), {"scalars": 0})
     board.Reload()
-    assert [event.step for event in board.Scalars("train/learning_rate")] == list(range(300))
+    assert [event.step for event in board.Scalars("train/learning_rate")] == list(range(100))
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(start: Callable, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(start: Callable, trainer: Callable, tmp_path: Path) -> None:
     """Kill -9 while it starts, restores, trains and saves; a save is nearly always under way."""
+    flags = (*SAVING, "--num_steps=300")
+    assert trainer("--workdir=unbroken", *flags).returncode == 0
     kills = int(os.environ.get("TRAINER_TEST_KILLS", 50))
     rng, done, rounds = random.Random(kills), 0, 0
     while done < kills:
         workdir, rounds = tmp_path / f"broken{rounds}", rounds + 1
         while True:
-            process = start(f"--workdir={workdir}", *SAVING)
+            process = start(f"--workdir={workdir}", *flags)
             try:
                 _, err = process.communicate(timeout=rng.uniform(0.5, 6) if done < kills else None)
                 assert process.returncode == 0, err
@@ -109,5 +111,5 @@ def test_killed_at_random_moments(start: Callable, unbroken: Path, tmp_path: Pat
                 process.kill()
                 process.communicate()
                 done += 1
-        assert_same_run(workdir, unbroken)
+        assert_same_run(workdir, tmp_path / "unbroken")
     print(f"{done} kills in {rounds} runs")

@@ -127,7 +127,7 @@ def test_the_bits_after_signals_are_those_of_the_unbroken_run(
 ) -> None:
     """Stopped at two steps, and resumed by the same command."""
     rng = random.Random(seed)
-    for step in sorted(rng.sample(range(240), 2)):
+    for step in sorted(rng.sample(range(80), 2)):
         process = start("--workdir=run", *SAVING)
         wait_for_step(tmp_path / "run", step, process)
         error = end(process, rng.choice(SIGNALS))
@@ -149,7 +149,7 @@ def test_the_bits_after_signals_at_any_moment(
     while 0 not in statuses:
         process = start("--workdir=run", *SAVING)
         try:
-            process.communicate(timeout=rng.uniform(0.5, 6) if len(statuses) < 8 else None)
+            process.communicate(timeout=rng.uniform(0.5, 5) if len(statuses) < 6 else None)
         except subprocess.TimeoutExpired:
             end(process, rng.choice(SIGNALS))
         statuses.append(process.returncode)
@@ -168,7 +168,8 @@ def test_the_end_of_a_run_is_not_disturbed(start: Callable) -> None:
 
 
 def test_nohup(start: Callable, tmp_path: Path) -> None:
-    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = start(*LONG, patch=ignored)
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGHUP)
     time.sleep(1)
@@ -219,7 +220,7 @@ def test_two_that_train(start_one_of: Callable, unbroken: Path, tmp_path: Path, 
         return [start_one_of(i, 2, port, *flags) for i in range(2)]
 
     pair = start_pair()
-    wait_for_step(tmp_path / "run", rng.randrange(200))
+    wait_for_step(tmp_path / "run", rng.randrange(80))
     pair[rng.randrange(2)].send_signal(rng.choice(SIGNALS))
     errors = [end(process) for process in pair]
     assert [process.returncode for process in pair] == [75, 75], errors
