@@ -94,12 +94,14 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
     """
     try:
         found = jax.default_backend()
-    except RuntimeError as error:
+    # jax only asserts that something of what JAX_PLATFORMS names is there.
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["it finds none"])[0]
         asked = os.environ.get("JAX_PLATFORMS")
         cause = f"JAX_PLATFORMS={asked}" if asked else f"--platform={platform}"
         raise UsageError(
-            f"{cause}: jax cannot start its devices ({str(error).splitlines()[0]}); use another "
-            "platform, or install what it needs"
+            f"{cause}: jax cannot start its devices ({reason}); use another platform, or install "
+            "what it needs"
         ) from error
     if platform not in ("auto", found):
         raise UsageError(
