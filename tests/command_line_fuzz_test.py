@@ -21,37 +21,13 @@ EXAMPLES = int(os.environ.get("TRAINER_TEST_EXAMPLES", 0))
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 octets = st.binary(max_size=9).map(lambda data: data.replace(b"\0", b""))
 junk = texts | octets.map(lambda data: data.decode(errors="surrogateescape"))
-numbers = st.one_of(
-    st.integers().map(str),
-    st.floats().map(str),
-    st.sampled_from(
-        ["0", "1", "2", "8", "1e-3", "0.5", "-1", "1e400", "0x10", "1_0", "٣", "inf", "nan"]
-    ),
-)
-words = st.sampled_from(
-    [
-        "true",
-        "False",
-        "None",
-        "cnn",
-        "mlp",
-        "adamw",
-        "tree",
-        "triangular",
-        "constant",
-        "auto",
-        "28x28",
-        "train[:9%]",
-        "lr_max,seed",
-        "~",
-        "~nobody/x",
-        "gs://",
-        "s3://a/b",
-        ".",
-        "/",
-        "=x",
-    ]
-)
+NUMBERS = "0 1 2 8 1e-3 0.5 -1 1e400 0x10 1_0 \u0663 inf nan"
+numbers = st.integers().map(str) | st.floats().map(str) | st.sampled_from(NUMBERS.split())
+WORDS = """
+    true False None cnn mlp adamw tree triangular constant auto 28x28 train[:9%] lr_max,seed
+    ~ ~nobody/x gs:// s3://a/b . / =x
+"""
+words = st.sampled_from(WORDS.split())
 values = numbers | words | junk
 names = st.sampled_from([*define_flags(), "flagfile", "undefok", "lr_mx"])
 flags = st.one_of(

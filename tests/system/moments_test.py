@@ -104,6 +104,21 @@ def test_python_is_in_another_language(start: Callable) -> None:
     assert process.returncode == 130, error
 
 
+@pytest.mark.parametrize("number", quick_with(signal.SIGTERM, SIGNALS[0], *SIGNALS[2:]))
+def test_the_first_step(start: Callable, tmp_path: Path, number: signal.Signals) -> None:
+    """It is taken, and saved: from here on there is something to resume from."""
+    pause = "(print('moment', file=sys.stderr), time.sleep(1))"
+    patch = (
+        f"import sys, time; import trainer.run.outputs as m; m.Writer.begin = lambda *a: {pause}"
+    )
+    process = start(*LONG, patch=patch)
+    wait_for_line(process, "moment")
+    error = end(process, number)
+    assert process.returncode == 75, error
+    assert f"stopped by {number.name} at step 1 of 1000000, checkpoint saved" in error
+    assert checkpoint_steps(tmp_path / "run") == {1}
+
+
 @pytest.mark.parametrize("number", quick_with(signal.SIGHUP, *SIGNALS[:2], SIGNALS[3]))
 def test_steps_evaluations_and_saves(
     start: Callable, trainer: Callable, tmp_path: Path, number: signal.Signals

@@ -223,11 +223,10 @@ def _explain(error: flags.Error | ValueError, values: flags.FlagValues) -> str:
         return f"--flagfile cannot be read ({cause}); use a file of flags, one a line"
     match = re.match(r"flag --(\w+)=(.*?): ", str(error), flags=re.DOTALL)
     if match is None:
-        missing = re.search(r"Missing value for flag --?(\w+)|--(flagfile) with no", str(error))
+        missing = re.search(r"Missing value for flag --?(\w+)|(flagfile) with no", str(error))
         if missing:
-            return (
-                f"--{missing[1] or missing[2]} has no value; use --{missing[1] or missing[2]}=VALUE"
-            )
+            name = missing[1] or missing[2]
+            return f"--{name} has no value; use --{name}=VALUE"
         return f"{error}; python -m trainer --help lists all flags"
     name, value = match[1], match[2]
     return f"--{name}={value} is not valid; use {_valid(name, values)}"
