@@ -48,7 +48,7 @@ while (($#)); do
     esac
     shift
 done
-[[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts; valid: 0 and more"
+[[ $max_restarts =~ ^[0-9]+$ ]] || fail "--max_restarts=$max_restarts; use 0 or more"
 python=$venv/bin/python
 
 if [[ $dry_run == yes ]]; then

@@ -105,7 +105,7 @@ def _number(minimum: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r}; valid: {minimum} and more")
+            raise argparse.ArgumentTypeError(f"{text!r}; use {minimum} or more")
         return int(text)
 
     return parse
@@ -128,7 +128,7 @@ def _commands(arguments: argparse.Namespace) -> list[tuple[list[str], dict[str, 
     if len(gpus) % n:
         fitting = [str(count) for count in range(1, len(gpus) + 1) if len(gpus) % count == 0]
         raise ValueError(
-            f"-n {n}: {len(gpus)} GPUs cannot be shared out equally; valid: "
+            f"-n {n}: {len(gpus)} GPUs cannot be shared out equally; use "
             f"-n {' or '.join(fitting)}, or another --gpus (none: run on the CPU)"
         )
     share = len(gpus) // n

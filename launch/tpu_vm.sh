@@ -50,11 +50,11 @@ show() {
     echo
 }
 
-# End the script because a step failed: say which, how to go on, and what still costs money.
+# End the script because a step failed: say which, how to continue, and what still costs money.
 step_failed() {
     {
         echo "error: the step $1 failed"
-        echo "to go on from there: $(show "${invocation[@]}")"
+        echo "to continue from there: $(show "${invocation[@]}")"
         say_costs
     } >&2
     exit 1
@@ -149,10 +149,10 @@ install() {
     git -C "$root" archive --format=tar.gz --output="$scratch/$archive" "$commit" ||
         step_failed install
     tpu_vm scp "$scratch/$archive" "$name:$archive" --worker=all || step_failed install
-    # Not under a run that is going on; and runs/, where a relative --workdir lies, stays.
+    # Not under a run that is in progress; and runs/, where a relative --workdir lies, stays.
     unpack="mkdir -p .cyclic-trainer cyclic-trainer && cd cyclic-trainer &&"
     unpack+=" { flock --nonblock ../.cyclic-trainer/lock true ||"
-    unpack+=" { echo 'a run is going on: stop it first' >&2; exit 1; }; } &&"
+    unpack+=" { echo 'a run is in progress: stop it first' >&2; exit 1; }; } &&"
     unpack+=" find . -mindepth 1 -maxdepth 1 ! -name runs -exec rm -r {} + &&"
     unpack+=" tar -xzf ../$archive"
     tpu_vm ssh "$name" --worker=all --command="$unpack" || step_failed install
@@ -213,7 +213,7 @@ step=${1:-}
 case $step in
 -h | --help) usage && exit 0 ;;
 up | install | run | logs | stop | delete | all) shift ;;
-*) fail "'$step'; valid: up, install, run, logs, stop, delete or all (--help explains)" ;;
+*) fail "'$step'; use up, install, run, logs, stop, delete or all (--help explains)" ;;
 esac
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-} type=${TPU_TYPE:-v5litepod-8}
 version=${TPU_VERSION:-} spot=no dry_run=no

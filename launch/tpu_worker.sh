@@ -45,7 +45,7 @@ install)
 run)
     shift
     if running; then
-        echo "a run is going on already on $(hostname); launch/tpu_vm.sh logs follows it"
+        echo "a run is in progress already on $(hostname); launch/tpu_vm.sh logs follows it"
         exit 0
     fi
     rm -f "$state/pid" "$state/status"

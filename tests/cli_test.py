@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import ROOT
 from trainer import cli
+from trainer.cli import actions
+from trainer.cli.arguments import Arguments
 from trainer.cli.arguments import parse as arguments_of
 from trainer.cli.commands import COMMANDS
 from trainer.config import TrainConfig
@@ -100,6 +102,9 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
             ["--flagfile=none.cfg"],
             "--flagfile cannot be read (No such file or directory: 'none.cfg')",
         ),
+        (["--flagfile=."], "--flagfile cannot be read (Is a directory: '.')"),
+        (["--flagfile"], "--flagfile has no value; use --flagfile=VALUE"),
+        (["--nonesterov=1"], "--nonesterov=1 is not valid; use --nesterov or --nonesterov"),
         (["--find_lr_ramp=curved"], "--find_lr_ramp=curved is not valid; use exponential or lin"),
         (["trian"], "unexpected command 'trian' (did you mean train?); use one of the commands"),
         (["evalute"], "unexpected command 'evalute' (did you mean evaluate?)"),
@@ -119,6 +124,25 @@ def test_mistakes_end_in_one_message(
     assert err.startswith("error: ")
     assert out == ""
     assert not workdir.exists()
+
+
+def test_an_error_that_nobody_foresaw_is_a_failed_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Its traceback is shown, and a launcher may start the run again: status 2, not 1."""
+
+    def fail(arguments: Arguments) -> int:
+        raise MemoryError("nothing left")
+
+    monkeypatch.setitem(actions.ACTIONS, "report", fail)
+    assert cli.run(["trainer", "report", f"--workdir={tmp_path}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-2:] == [
+        "MemoryError: nothing left",
+        "error: this failure was not foreseen; older checkpoints are intact, and the same command "
+        "resumes from the newest",
+    ]
 
 
 def test_help_lists_every_flag_with_default_and_meaning(capsys: pytest.CaptureFixture) -> None:
@@ -199,7 +223,7 @@ def test_dry_run_writes_only_a_picture(
     assert command("--dry_run", f"--workdir={tmp_path}/runs/a") == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert "4680 steps, 10 epochs of 468" in err
+    assert "4680 steps, 10 epochs of 468 steps" in err
     assert "40 cycles of 117 steps" in err
     assert "warning" not in err
     assert "▁█" * 40 + "\n" in err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_what_a_newer_version_stored_is_refused_by_name() -> None:
     ("given", "num_examples", "message"),
     [
         ({"batch_size": 101}, 100, "--batch_size=101 is more than the 100 .*use 1 to 100"),
-        ({"cycles_per_epoch": 300}, 60000, "leaves 1 steps .*--cycles_per_epoch up to 234"),
+        ({"cycles_per_epoch": 300}, 60000, "has 468 steps .*--cycles_per_epoch=234 or less"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(
@@ -106,3 +107,16 @@ def test_what_does_not_fit_the_data_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         create_plan(TrainConfig(**given), num_examples)
+
+
+@pytest.mark.parametrize("steps_per_epoch", range(1, 8))
+def test_a_short_epoch_is_told_which_flag_would_work(steps_per_epoch: int) -> None:
+    """The default of 4 cycles an epoch needs 8 steps."""
+    with pytest.raises(UsageError) as error:
+        create_plan(TrainConfig(batch_size=10), 10 * steps_per_epoch + 9)
+    offered = re.findall(r"--(cycles_per_epoch|steps_per_cycle)=(\d+)", str(error.value))[1:]
+    assert {name for name, _ in offered} >= {"steps_per_cycle"}
+    assert ("cycles_per_epoch" in dict(offered)) == (steps_per_epoch > 1)
+    for name, value in offered:
+        config = TrainConfig(batch_size=10, **{name: int(value)})
+        assert create_plan(config, 10 * steps_per_epoch + 9).steps_per_cycle >= 2

@@ -17,6 +17,7 @@ from etils import epath
 
 from trainer.checkpoints.store import restore
 from trainer.cli.commands import COMMANDS
+from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.schedules import create_plan, create_schedule
 
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 
 # A run of a second; the end of a cycle, an epoch (20 steps) and a checkpoint never fall together.
 QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
+# A run of seconds that nearly always saves.
+SAVING = (*QUICK, "--num_steps=100", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
 
 
 # States
@@ -95,6 +98,13 @@ def read_metrics(workdir: epath.PathLike, split: str | None = None) -> list[dict
     text = (epath.Path(workdir) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     return [line for line in lines if split in (None, line["split"])]
+
+
+def assert_same_run(broken: epath.PathLike, unbroken: epath.PathLike) -> None:
+    """Fail unless two finished runs have every record and every bit of the final state alike."""
+    assert read_metrics(broken) == read_metrics(unbroken)
+    digests = [inspect(workdir)["digest"] for workdir in (broken, unbroken)]
+    assert digests[0] == digests[1]
 
 
 # Processes

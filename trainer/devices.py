@@ -116,29 +116,31 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
     """
     try:
         found = jax.default_backend()
-    except RuntimeError as error:
+    # jax only asserts that something of what JAX_PLATFORMS names is there.
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["it finds none"])[0]
         asked = os.environ.get("JAX_PLATFORMS")
         cause = f"JAX_PLATFORMS={asked}" if asked else f"--platform={platform}"
         raise UsageError(
-            f"{cause}: jax cannot start its devices ({str(error).splitlines()[0]}); use another "
-            "platform, or install what it needs"
+            f"{cause}: jax cannot start its devices ({reason}); use another platform, or install "
+            "what it needs"
         ) from error
     if platform not in ("auto", found):
         raise UsageError(
-            f"--platform={platform}: jax finds only {found} here; valid: --platform={found} or "
+            f"--platform={platform}: jax finds only {found} here; use --platform={found} or "
             f"auto, or install the extra for {platform} (README, Devices)"
         )
     devices = jax.devices()
     if num_devices > len(devices):
         raise UsageError(
-            f"--num_devices={num_devices}: there are {len(devices)} ({found}); valid: 1 to "
+            f"--num_devices={num_devices}: there are {len(devices)} ({found}); use 1 to "
             f"{len(devices)}, or 0 for all"
             + ("; --num_cpu_devices=N makes more" if found == "cpu" else "")
         )
     if jax.process_count() > 1 and num_devices not in (0, len(devices)):
         raise UsageError(
             f"--num_devices={num_devices} of the {len(devices)} that {jax.process_count()} "
-            "processes have; valid: 0 for all, or fewer processes"
+            "processes have; use 0 for all, or fewer processes"
         )
     devices = devices[: num_devices or len(devices)]
     return Mesh(np.array(devices), (DATA_AXIS,))
@@ -162,7 +164,7 @@ def check_divisible(batch_size: int, mesh: Mesh) -> None:
         fitting = [size for size in (batch_size - rest, batch_size - rest + mesh.size) if size]
         raise UsageError(
             f"--batch_size={batch_size} cannot be cut into equal parts for {mesh.size} devices; "
-            f"valid: a multiple of {mesh.size}, such as {' or '.join(map(str, fitting))}"
+            f"use a multiple of {mesh.size}, such as {' or '.join(map(str, fitting))}"
         )
 
 

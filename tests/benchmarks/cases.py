@@ -148,7 +148,7 @@ def _take_turns(table: Table, turns: dict[str, Callable[[], float]], rounds: int
 
 @contextlib.contextmanager
 def _skipping(table: Table, side: Side) -> Iterator[None]:
-    """Note a side that cannot run here, and go on without it."""
+    """Note a side that cannot run here, and continue without it."""
     try:
         yield
     except SkippedError as reason:

@@ -13,7 +13,7 @@ from tests.helpers import read_metrics
 from trainer import cli
 from trainer.cli import actions
 from trainer.cli.arguments import parse as arguments_of
-from trainer.commands.find_lr import cycle_length, find_lr, flagfile, free_workdir
+from trainer.commands.find_lr import cycle_length, find_lr, free_workdir
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.run.loop import train
@@ -230,20 +230,3 @@ def test_a_whole_bucket_or_disk_has_nothing_beside_it(monkeypatch: pytest.Monkey
 )
 def test_a_cycle_is_an_epoch_or_the_whole_run(config: TrainConfig, steps: int) -> None:
     assert cycle_length(create_plan(config, 60000)) == steps
-
-
-def test_every_value_comes_back_from_the_flagfile(tmp_path: Path) -> None:
-    config = TrainConfig(
-        data_dir="/a folder/with spaces #",
-        batch_size=96,
-        num_steps=7,
-        lr_min=1.25e-7,
-        optimizer="adamw",
-        steps_per_cycle=5,
-        platform="cpu",
-        gradient_shards=4,
-        nesterov=True,
-    )
-    path = tmp_path / "a.cfg"
-    path.write_text(flagfile(config, "runs/a b", ["of a test", "# of it"]))
-    assert parse(path) == (config, "runs/a b")

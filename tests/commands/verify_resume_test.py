@@ -8,6 +8,7 @@ import pytest
 from trainer.commands import verify_resume as verification
 from trainer.commands.verify_resume import Comparison, kept, report, stops, verify_resume
 from trainer.config import TrainConfig
+from trainer.errors import Interrupted, Stopped
 from trainer.schedules import create_plan
 
 
@@ -87,3 +88,16 @@ def test_report_and_verdict() -> None:
     broken = Comparison("c", 3, "step 1: x and y")
     assert not kept([same, broken])
     assert report([same, broken]).endswith("NOT the same run: c: step 1: x and y")
+
+
+def test_a_signal_ends_it_with_true_words(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs are temporary: no checkpoint is left from which anything could resume."""
+
+    def stop(*_: object) -> None:
+        raise Stopped("stopped by SIGINT at step 3, checkpoint saved")
+
+    monkeypatch.setattr(verification, "train", stop)
+    with pytest.raises(Interrupted, match="nothing was proven and nothing is kept"):
+        verify_resume(config, [2])

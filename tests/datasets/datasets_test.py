@@ -100,6 +100,17 @@ def test_other_people_can_read_it_with_tfds(data_dir, mnist):
     assert example["label"] == mnist.test_labels[123]
 
 
+def test_what_version_0_1_has_prepared_is_read(data_dir, mnist, tmp_path):
+    """It stored another digest; the examples are the same, and so is what a run knows of them."""
+    older = tmp_path / MNIST
+    older.mkdir(parents=True)
+    for path in (data_dir / MNIST).iterdir():
+        (older / path.name).symlink_to(path)
+    (older / "metadata.json").unlink()
+    (older / "metadata.json").write_text('{"train_crc32": "df6dde61", "test_crc32": "190e897b"}')
+    assert datasets.load("mnist", str(tmp_path)).identity == mnist.identity
+
+
 def test_both_ways_of_decoding_agree(data_dir):
     builder = MnistIdx(config="mnist", data_dir=data_dir)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES

@@ -158,7 +158,7 @@ def test_labels_must_be_classes(tmp_path, monkeypatch):
     splits = {"train": gray_examples(8), "test": gray_examples(3)}
     root = prepare_foreign(tmp_path, monkeypatch, {"image": GRAY, "label": CLASSES}, splits)
     source = dataclasses.replace(datasets.open_dataset("foreign", root), num_classes=299)
-    with pytest.raises(UsageError, match="labels from 292 to 299, valid are 0 to 298"):
+    with pytest.raises(UsageError, match="labels from 292 to 299, and its classes are 0 to 298"):
         source.read()
 
 

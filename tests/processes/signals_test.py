@@ -1,4 +1,4 @@
-"""A signal sets a flag; the run saves, says so, and the same command goes on."""
+"""A signal sets a flag; the run saves, says so, and the same command resumes."""
 
 import os
 import signal

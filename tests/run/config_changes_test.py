@@ -1,4 +1,4 @@
-"""A run goes on with other values only where the user says which."""
+"""A run resumes with other values only where the user says which."""
 
 import dataclasses
 

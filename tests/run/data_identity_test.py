@@ -77,3 +77,39 @@ def test_the_same_data_elsewhere_are_the_same(config: TrainConfig, tmp_path: Pat
     train(config, tmp_path / "run")
     moved = dataclasses.replace(config, data_dir=str(tmp_path / "elsewhere"), num_steps=8)
     assert train(moved, tmp_path / "run").step == 8
+
+
+def test_a_path_means_the_same_in_every_folder(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given relative to the current folder, it is stored so that another folder finds it."""
+    (tmp_path / "elsewhere").mkdir()
+    config = dataclasses.replace(config, dataset="own.npz", data_dir="data")
+    monkeypatch.chdir(tmp_path)
+    train(config, "run")
+    stored = inspection.inspect("run")["config"]
+    assert stored["dataset"] == str(tmp_path / "own.npz")
+    assert stored["data_dir"] == str(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    longer = dataclasses.replace(config, num_steps=6)
+    assert train(longer, "../run", given={"num_steps"}).step == 6
+    config = dataclasses.replace(config, dataset="../own.npz", data_dir="../data", num_steps=8)
+    assert train(config, "../run").step == 8
+    assert inspection.evaluate("../run", TrainConfig(num_devices=1))["step"] == 8
+
+
+def test_files_that_moved_are_the_same(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, tmp_path / "run")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "own.npz").rename(tmp_path / "moved" / "own.npz")
+    moved = dataclasses.replace(config, dataset=str(tmp_path / "moved" / "own.npz"), num_steps=8)
+    assert train(moved, tmp_path / "run").step == 8
+
+
+def test_other_files_of_the_same_name_are_refused(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "own.npz", flip=True)
+    other = dataclasses.replace(config, dataset=str(tmp_path / "other" / "own.npz"), num_steps=8)
+    with pytest.raises(UsageError, match=r"--dataset=.*/other/own.npz are not those .* pixels"):
+        train(other, tmp_path / "run")

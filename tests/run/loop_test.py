@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped, bit for bit."""
+"""A run that stops and resumes is the run that never stopped, bit for bit."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_a_checkpoint_is_found_at_every_interval_and_at_the_end(
     assert checkpoint_steps(tmp_path) == {10, 20, 25}
 
 
-def test_resume_says_where_it_goes_on(
+def test_a_resume_says_where(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(dataclasses.replace(config, num_steps=24), tmp_path)
@@ -78,7 +78,7 @@ def test_resume_says_where_it_goes_on(
     )
 
 
-def test_a_complete_run_says_so_and_how_to_go_on(
+def test_a_complete_run_says_so_and_how_to_train_further(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = train(dataclasses.replace(config, num_epochs=1), tmp_path)
@@ -91,7 +91,7 @@ def test_a_complete_run_says_so_and_how_to_go_on(
     assert written(tmp_path) == before
 
 
-def test_a_run_of_an_older_version_goes_on(
+def test_a_run_of_an_older_version_resumes(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint whose configuration has none of the later fields."""
@@ -185,12 +185,40 @@ def test_the_plan_in_words(config: TrainConfig, tmp_path: Path) -> None:
         "2 devices (cpu), each 64 of the 128 examples",
         "2560 training and 500 test examples of ",
         "60 steps, 3 epochs of 20",
-        "8.57143 cycles of 7 steps",
+        "8.57 cycles of 7 steps",
         str(tmp_path / "run"),
         "from the beginning",
     ):
         assert words in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({"num_steps": 2**31}, "2147483648 steps, 107,374,182 epochs of 20 steps"),
+        ({"num_steps": 19}, "19 steps, 0.95 epochs of 20 steps"),
+        ({"num_steps": 20}, "20 steps, 1 epoch of 20 steps"),
+        ({"num_steps": 1, "batch_size": 2560, "steps_per_cycle": 2}, "1 step, 1 epoch of 1 step"),
+    ],
+)
+def test_every_length_is_readable(
+    config: TrainConfig, tmp_path: Path, given: dict, length: str
+) -> None:
+    text = describe(loop.plan(dataclasses.replace(config, **given), tmp_path / "run"))
+    assert f"length    {length}\n" in text
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_run_says_that_it_compiles(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    config = dataclasses.replace(config, num_steps=1, compilation_cache=kept)
+    with caplog.at_level(logging.INFO, "trainer"):
+        train(config, tmp_path)
+    text = caplog.text
+    assert text.index("start     ") < text.index("compiling ") < text.index("first step after")
+    assert ("the next start takes less" in text) == kept
 
 
 @pytest.mark.parametrize("standardize", [False, True])

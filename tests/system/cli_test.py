@@ -64,9 +64,28 @@ def test_what_the_command_does_not_use_is_not_imported(data_dir: Path, tmp_path:
     subprocess.run([sys.executable, "-c", program], check=True, env=trainer_environment())
 
 
-def test_the_progress_bar_of_a_terminal(start) -> None:
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT is set, and the trainer compiles its steps"),
+        ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda: jax cannot start its devices ("),
+    ],
+)
+def test_what_the_environment_asks_of_jax_and_cannot_be(
+    trainer, tmp_path: Path, variable: dict[str, str], message: str
+) -> None:
+    done = trainer("--workdir=run", *QUICK, env=trainer_environment() | variable)
+    assert done.returncode == 1, done.stderr
+    assert_no_traceback(done.stderr)
+    assert f"error: {message}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("columns", [80, 150])
+def test_the_progress_bar_of_a_terminal(start, columns: int) -> None:
+    """One line that fits, the learning rate first, and a bar between the words."""
     parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = start(*QUICK, "--num_steps=60", stderr=child)
     os.close(child)
     output = b""
@@ -81,5 +100,10 @@ def test_the_progress_bar_of_a_terminal(start) -> None:
     assert process.wait() == 0
     text = output.decode()
     assert "60/60" in text
-    assert "learning rate 0.0" in text
     assert re.search(r"test accuracy \d\d\.\d\d % of 10000", text)
+    frames = [frame for frame in re.split(r"[\r\n]+", text) if frame.startswith("lr ")]
+    assert len(frames) > 5
+    for frame in frames:
+        assert len(frame) < columns
+        assert re.match(r"lr 0\.0\d+ +loss \d\.\d{4}  .* *\d+%\|.{6,}\| \d+/60", frame), frame
+    print(*frames[-2:], sep="\n")  # With pytest -s.

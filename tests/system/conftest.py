@@ -53,6 +53,15 @@ def start(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable]:
                 pipe.close()
 
 
+@pytest.fixture(scope="module")
+def unbroken(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a run, with the flags `helpers.SAVING`, that nobody stopped."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    done = helpers.run_trainer(f"--workdir={workdir}", f"--data_dir={data_dir}", *helpers.SAVING)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
 @pytest.fixture
 def start_one_of(start: Callable) -> Callable:
     """Start one of several processes, with the port on which they meet and more flags."""

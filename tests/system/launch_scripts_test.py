@@ -237,7 +237,7 @@ def test_nothing_is_done_twice(cloud: Cloud) -> None:
     again = [cloud.run(step, "--", "--wait") for step in ("up", "install", "run")]
     assert [done.returncode for done in again] == [0, 0, 0], again
     assert cloud.steps() == ["describe", "installed", "describe", "run"]
-    assert "a run is going on already" in again[2].stdout
+    assert "a run is in progress already" in again[2].stdout
     assert cloud.trainers() == [pid]
 
 
@@ -267,11 +267,11 @@ def test_sources_do_not_change_under_a_run(cloud: Cloud) -> None:
     (cloud.repository / "trainer" / "__main__.py").write_text("")
     done = cloud.run("install")
     assert done.returncode == 1
-    assert "a run is going on: stop it first" in done.stderr
+    assert "a run is in progress: stop it first" in done.stderr
     assert (cloud.folder / "worker0" / "cyclic-trainer" / "trainer" / "__main__.py").read_text()
 
 
-def test_stop_and_go_on(cloud: Cloud) -> None:
+def test_stop_and_resume(cloud: Cloud) -> None:
     cloud.workers(2)
     for step in ("up", "install"):
         cloud.run(step)
@@ -324,7 +324,7 @@ def test_a_step_fails(cloud: Cloud, pattern: str, step: str, calls: int) -> None
     script = cloud.repository / "launch" / "tpu_vm.sh"
     assert done.stderr.splitlines()[-3:] == [
         f"error: the step {step} failed",
-        f"to go on from there: {script} all --name=mine --zone=us-west4-a -- --seed=3 ",
+        f"to continue from there: {script} all --name=mine --zone=us-west4-a -- --seed=3 ",
         "the TPU VM costs money for as long as it exists; to delete it: "
         f"{script} delete --name=mine --zone=us-west4-a ",
     ]
@@ -389,7 +389,7 @@ def test_several_workers_need_a_bucket(cloud: Cloud) -> None:
         (["up", "--name="], "which TPU VM? --name=NAME"),
         (["up", "--zone="], "in which zone? --zone=ZONE"),
         (["up", "--seed=3"], "--seed=3 is no option of this script"),
-        (["upp"], "'upp'; valid: up, install"),
+        (["upp"], "'upp'; use up, install"),
     ],
 )
 def test_wrong_arguments(cloud: Cloud, arguments: list[str], message: str) -> None:
@@ -462,7 +462,7 @@ def test_gpu_host_restarts(gpu_host: Callable) -> None:
     [
         ([], {"none": "9"}, "nvidia-smi finds no GPU", 0),
         ([], {"gpu": "no", "pip": "no"}, "pip could not install", 2),
-        (["--max_restarts=x"], {}, "--max_restarts=x; valid: 0 and more", 0),
+        (["--max_restarts=x"], {}, "--max_restarts=x; use 0 or more", 0),
     ],
 )
 def test_gpu_host_fails(

@@ -183,9 +183,9 @@ def stand_in(path: Path, script: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-n", "3", "--gpus=0,1,2,3"], "4 GPUs cannot be shared out equally; valid: -n 1 or 2 or"),
-        (["-n", "0"], "'0'; valid: 1 and more"),
-        (["-n", "2", "--max_restarts=-1"], "'-1'; valid: 0 and more"),
+        (["-n", "3", "--gpus=0,1,2,3"], "4 GPUs cannot be shared out equally; use -n 1 or 2 or"),
+        (["-n", "0"], "'0'; use 1 or more"),
+        (["-n", "2", "--max_restarts=-1"], "'-1'; use 0 or more"),
         ([], "the following arguments are required: -n"),
         (["-n", "2", "--seed=3"], "unrecognized arguments: --seed=3"),
     ],
@@ -331,7 +331,7 @@ def test_a_killed_launcher_leaves_no_orphans(local) -> None:
 
 
 def test_nobody_reads_the_lines(tmp_path: Path, local) -> None:
-    """As in `launch/local.py ... | head -1`: the run goes on to its end."""
+    """As in `launch/local.py ... | head -1`: the run trains to its end."""
     run = local('print("x" * 9999, flush=True); Path(f"done{i}").touch()', "-n", "2", "--gpus=none")
     run.end()
     command = [sys.executable, str(LOCAL), "-n", "2", "--gpus=none"]

@@ -1,7 +1,9 @@
 """A signal at every moment of the life of a run, of one process and of two."""
 
+import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,27 +11,34 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import (
+    SAVING,
     assert_no_traceback,
+    assert_same_run,
     checkpoint_steps,
     free_port,
     read_metrics,
     wait_for_checkpoint,
+    wait_for_step,
     wait_until,
 )
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.slow,  # Minutes, and two of them wait for time-outs of half a minute.
-]
+pytestmark = pytest.mark.system
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 LONG = ("--workdir=run", "--model=mlp", "--num_steps=1000000", "--num_cpu_devices=1")
 # Seconds that any process may take to leave; the machine may be busy.
 SECONDS = 20
 
+
+def quick_with(one: object, *others: object) -> list:
+    """A parameter of every tier, and others that take their turn in the slow one."""
+    return [one, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
 # Lines that a run prints when it comes to a moment; the moment lasts until it is ended.
 MOMENTS = {
-    "before jax": "import trainer.cli.main as m; m.parse = {pause}",
+    # The module, which has the same name as the function.
+    "before jax": "import sys, trainer.cli; sys.modules['trainer.cli.main'].parse = {pause}",
     "jax is imported": "import trainer.devices as m; m.configure = {pause}",
     "compilation": "import trainer.run.loop as m; m.start = {pause}",
 }
@@ -59,13 +68,19 @@ def end(process: subprocess.Popen, number: signal.Signals | None = None) -> str:
 
 
 def wait_for_line(process: subprocess.Popen, start: str) -> None:
+    """Read what a process says up to a line; a process that never says it is killed."""
+    timer = threading.Timer(60, process.kill)
+    timer.start()
+    said = []
     for line in process.stderr:
+        said.append(line)
         if line.startswith(start):
+            timer.cancel()
             return
-    raise AssertionError(f"never said {start}")
+    raise AssertionError(f"never said {start}: {said}")
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", quick_with(*SIGNALS))
 @pytest.mark.parametrize("moment", ["before jax", "jax is imported", "compilation"])
 def test_nothing_to_save(start: Callable, moment: str, number: signal.Signals) -> None:
     process = start(*LONG, patch=MOMENTS[moment].format(pause=PAUSE))
@@ -89,7 +104,22 @@ def test_python_is_in_another_language(start: Callable) -> None:
     assert process.returncode == 130, error
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", quick_with(signal.SIGTERM, SIGNALS[0], *SIGNALS[2:]))
+def test_the_first_step(start: Callable, tmp_path: Path, number: signal.Signals) -> None:
+    """It is taken, and saved: from here on there is something to resume from."""
+    pause = "(print('moment', file=sys.stderr), time.sleep(1))"
+    patch = (
+        f"import sys, time; import trainer.run.outputs as m; m.Writer.begin = lambda *a: {pause}"
+    )
+    process = start(*LONG, patch=patch)
+    wait_for_line(process, "moment")
+    error = end(process, number)
+    assert process.returncode == 75, error
+    assert f"stopped by {number.name} at step 1 of 1000000, checkpoint saved" in error
+    assert checkpoint_steps(tmp_path / "run") == {1}
+
+
+@pytest.mark.parametrize("number", quick_with(signal.SIGHUP, *SIGNALS[:2], SIGNALS[3]))
 def test_steps_evaluations_and_saves(
     start: Callable, trainer: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -106,6 +136,42 @@ def test_steps_evaluations_and_saves(
     assert [line["step"] for line in lines] == list(range(step))
 
 
+@pytest.mark.parametrize("seed", quick_with(*range(8)))
+def test_the_bits_after_signals_are_those_of_the_unbroken_run(
+    start: Callable, unbroken: Path, tmp_path: Path, seed: int
+) -> None:
+    """Stopped at two steps, and resumed by the same command."""
+    rng = random.Random(seed)
+    for step in sorted(rng.sample(range(80), 2)):
+        process = start("--workdir=run", *SAVING)
+        wait_for_step(tmp_path / "run", step, process)
+        error = end(process, rng.choice(SIGNALS))
+        assert process.returncode == 75, error
+    process = start("--workdir=run", *SAVING)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "resuming at step" in error
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bits_after_signals_at_any_moment(
+    start: Callable, unbroken: Path, tmp_path: Path, seed: int
+) -> None:
+    """Also while it starts, when there may be nothing to save, and while it ends."""
+    rng, statuses = random.Random(seed), []
+    while 0 not in statuses:
+        process = start("--workdir=run", *SAVING)
+        try:
+            process.communicate(timeout=rng.uniform(0.5, 5) if len(statuses) < 6 else None)
+        except subprocess.TimeoutExpired:
+            end(process, rng.choice(SIGNALS))
+        statuses.append(process.returncode)
+    assert {*statuses} <= {0, 75, 130}, statuses
+    assert_same_run(tmp_path / "run", unbroken)
+
+
 def test_the_end_of_a_run_is_not_disturbed(start: Callable) -> None:
     """All is saved, and the picture is drawn."""
     slow = "import time; import trainer.records.figures as m; draw = m.draw_report; "
@@ -117,7 +183,8 @@ def test_the_end_of_a_run_is_not_disturbed(start: Callable) -> None:
 
 
 def test_nohup(start: Callable, tmp_path: Path) -> None:
-    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = start(*LONG, patch=ignored)
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGHUP)
     time.sleep(1)
@@ -126,8 +193,15 @@ def test_nohup(start: Callable, tmp_path: Path) -> None:
     assert process.returncode == 75
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("moment", ["jax is joined", "compilation"])
+@pytest.mark.parametrize(
+    ("moment", "victim"),
+    [
+        ("jax is joined", 1),
+        ("compilation", 0),
+        pytest.param("jax is joined", 0, marks=pytest.mark.slow),
+        pytest.param("compilation", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_one_of_two_while_they_start(start_one_of: Callable, moment: str, victim: int) -> None:
     places = {"jax is joined": "import trainer.processes.network as m; m.announce = {pause}"}
     patch = (MOMENTS | places)[moment].format(pause=PAUSE)
@@ -150,17 +224,29 @@ def test_one_of_two_in_the_roll_call(start_one_of: Callable) -> None:
     assert [process.returncode for process in pair] == [130, 130], error
 
 
-def test_two_that_train(start_one_of: Callable, tmp_path: Path) -> None:
-    port = free_port()
-    pair = [start_one_of(i, 2, port, *LONG, "--checkpoint_every_steps=5") for i in range(2)]
-    wait_for_checkpoint(tmp_path / "run", 10)
-    pair[1].send_signal(signal.SIGHUP)
+@pytest.mark.parametrize("seed", quick_with(*range(4)))
+def test_two_that_train(start_one_of: Callable, unbroken: Path, tmp_path: Path, seed: int) -> None:
+    """Either gets the signal; resumed, they have the bits of one process that never stopped."""
+    rng = random.Random(seed)
+
+    def start_pair() -> list[subprocess.Popen]:
+        port = free_port()
+        flags = ("--workdir=run", *SAVING, "--num_cpu_devices=1")
+        return [start_one_of(i, 2, port, *flags) for i in range(2)]
+
+    pair = start_pair()
+    wait_for_step(tmp_path / "run", rng.randrange(80))
+    pair[rng.randrange(2)].send_signal(rng.choice(SIGNALS))
     errors = [end(process) for process in pair]
     assert [process.returncode for process in pair] == [75, 75], errors
+    pair = start_pair()
+    errors = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], errors
+    assert_same_run(tmp_path / "run", unbroken)
 
 
 def test_output_that_is_lost(start: Callable, tmp_path: Path) -> None:
-    """Its reader leaves after a line: the run goes on to its end."""
+    """Its reader leaves after a line: the run trains to its end."""
     process = start("--workdir=run", "--model=mlp", "--num_steps=30", "--log_every_steps=1")
     process.stderr.readline()
     process.stderr.close()

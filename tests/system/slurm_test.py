@@ -190,7 +190,7 @@ NUM_STEPS = 300
 
 
 @pytest.mark.parametrize("command", [("scontrol", "requeue"), ("scancel", "--signal=USR1")])
-def test_goes_on_after(job, command: tuple[str, ...]) -> None:
+def test_resumes_after(job, command: tuple[str, ...]) -> None:
     """Requeued by Slurm, as a preemption does it; and by the script, as ahead of the time limit."""
     flags = ("--checkpoint_every_steps=100000", "--eval_every_steps=1000")
     run = job(f"--num_steps={NUM_STEPS}", *flags)

@@ -1,4 +1,4 @@
-"""A workdir in a bucket holds what a local one would, whatever machine goes on with the run."""
+"""A workdir in a bucket holds what a local one would, whatever machine resumes the run."""
 
 import dataclasses
 import http.server
@@ -80,7 +80,7 @@ def scalar_steps(folder: epath.Path) -> list[int]:
     return found
 
 
-def test_a_run_goes_on_where_it_was_copied_to(
+def test_a_run_resumes_where_it_was_copied_to(
     short: TrainConfig, remote_workdir: str, tmp_path: Path
 ) -> None:
     train(dataclasses.replace(short, num_steps=12), tmp_path)

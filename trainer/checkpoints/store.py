@@ -256,7 +256,7 @@ def _this_process() -> ocp.options.MultiprocessingOptions:
 def _silence() -> None:
     """Keep what Orbax's background tasks print after a failure off the user's terminal.
 
-    They go on, and report to an event loop that is closed by then, at any later time.
+    They continue, and report to an event loop that is closed by then, at any later time.
     """
     if not isinstance(sys.unraisablehook, _OrbaxFilter):
         sys.unraisablehook = _OrbaxFilter(sys.unraisablehook)
@@ -278,7 +278,7 @@ class _OrbaxFilter:
 
 
 def _check_finite(state: TrainState, step: int) -> None:
-    """Refuse to save numbers that no run can go on from."""
+    """Refuse to save numbers that no run can continue from."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         if not np.isfinite(leaf).all():
             raise RunError(

@@ -73,7 +73,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     try:
         expanded = values.read_flags_from_files(list(argv[1:]), force_gnu=True)
         words = values([argv[0], *expanded])[1:]
-    except flags.Error as error:
+    # Beside its own errors absl raises a ValueError here and there.
+    except (flags.Error, ValueError) as error:
         raise UsageError(_explain(error, values)) from error
     command = words[0] if words else "train"
     if command not in COMMANDS:
@@ -233,8 +234,13 @@ def _let_later_win(given: set[str], expanded: Sequence[str], typed: set[str]) ->
         given.discard("steps_per_cycle")
 
 
-def _explain(error: flags.Error, values: flags.FlagValues) -> str:
+def _explain(error: flags.Error | ValueError, values: flags.FlagValues) -> str:
     """Return what is wrong with a flag, and what would be valid."""
+    if isinstance(error, UnicodeDecodeError):
+        return "--flagfile cannot be read (it is no text); use a file of flags, one a line"
+    if with_value := re.match(r"(--?no(\w+)=.*) does not take", str(error), flags=re.DOTALL):
+        name = with_value[2]
+        return f"{with_value[1]} is not valid; use --{name} or --no{name}"
     if isinstance(error, flags.UnrecognizedFlagError):
         near = _nearest(error.flagname, list(values))
         return f"unknown flag --{error.flagname}{near}; python -m trainer --help lists all flags"
@@ -243,9 +249,10 @@ def _explain(error: flags.Error, values: flags.FlagValues) -> str:
         return f"--flagfile cannot be read ({cause}); use a file of flags, one a line"
     match = re.match(r"flag --(\w+)=(.*?): ", str(error), flags=re.DOTALL)
     if match is None:
-        missing = re.search(r"Missing value for flag --?(\w+)", str(error))
+        missing = re.search(r"Missing value for flag --?(\w+)|(flagfile) with no", str(error))
         if missing:
-            return f"--{missing[1]} has no value; use --{missing[1]}=VALUE"
+            name = missing[1] or missing[2]
+            return f"--{name} has no value; use --{name}=VALUE"
         return f"{error}; python -m trainer --help lists all flags"
     name, value = match[1], match[2]
     return f"--{name}={value} is not valid; use {_valid(name, values)}"

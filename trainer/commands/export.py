@@ -66,7 +66,7 @@ def _check_replaceable(path: epath.Path) -> None:
         reason = "there is a file that is no export"
     else:
         return
-    raise UsageError(f"--output={path}: {reason}; valid: a new file, or an older export")
+    raise UsageError(f"--output={path}: {reason}; use a new file, or an older export")
 
 
 def _is_export(path: epath.Path) -> bool:
@@ -84,7 +84,7 @@ def _write(path: epath.Path, content: bytes | bytearray) -> None:
         write_whole(path, bytes(content))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise UsageError(
-            f"--output={path} cannot be written: {error.strerror}; valid: a file in a folder that "
+            f"--output={path} cannot be written: {error.strerror}; use a file in a folder that "
             "exists and may be written"
         ) from error
     except OSError as error:

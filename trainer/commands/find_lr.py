@@ -16,9 +16,10 @@ import numpy as np
 from etils import epath
 
 from trainer import devices
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, flagfile
 from trainer.errors import RunError, UsageError
 from trainer.records.range_figure import draw_range_test
+from trainer.records.words import dataset_name
 from trainer.run.job import Job, prepare
 from trainer.run.programs import start
 from trainer.schedules import Plan
@@ -82,14 +83,16 @@ def find_lr(
     check_writable(workdir)
     with tempfile.TemporaryDirectory() as empty:
         job = prepare(_without_cycles(config), epath.Path(empty))
+    # The flagfile is to work in any folder, as a run's configuration does.
+    config = dataclasses.replace(config, dataset=job.config.dataset, data_dir=job.config.data_dir)
     window = window_of(num_steps)
     rates = ramp(lr_start, lr_end, num_steps, kind)
     how = f"{num_steps} steps, learning rate {lr_start:g} to {lr_end:g} ({kind})"
     logger.info("range test on %s: %s", devices.describe(job.mesh), how)
     test = analyze(*_measure(job, rates, window, config.log_every_steps), window)
     replace_file(workdir / CSV_FILE, _csv(test))
-    run = f"{config.dataset}, {config.model}, {config.optimizer}, batches of {config.batch_size}, "
-    run += f"seed {config.seed}: {how}"
+    run = f"{dataset_name(config.dataset)}, {config.model}, {config.optimizer}, "
+    run += f"batches of {config.batch_size}, seed {config.seed}: {how}"
     picture = draw_range_test(test, kind == EXPONENTIAL, run, workdir / FIGURE_FILE)
     logger.info("curves in %s and %s", picture, workdir / CSV_FILE)
     if test.suggestion is None:
@@ -112,7 +115,12 @@ def _report(
         steps_per_cycle=steps_per_cycle,
     )
     run = free_workdir(workdir)
-    text = flagfile(suggested, run, [f"From a {origin}:", *lines])
+    text = flagfile(
+        suggested,
+        [f"From a {origin}:", *lines],
+        first=("lr_min", "lr_max", "steps_per_cycle"),
+        workdir=run,
+    )
     replace_file(workdir / FLAGFILE, text.encode())
     logger.info("%s", "\n".join(lines))
     if found.steepest is not None:
@@ -156,26 +164,6 @@ def cycle_length(plan: Plan) -> int:
       plan: of the run.
     """
     return max(min(plan.steps_per_epoch, plan.num_steps), 2)
-
-
-def flagfile(config: TrainConfig, workdir: epath.PathLike, comments: list[str]) -> str:
-    """Return the text of a flagfile: all that the result depends on, and what else was given.
-
-    Args:
-      config: of the run that the flagfile starts.
-      workdir: of that run.
-      comments: lines to begin with.
-    """
-    first = ("lr_min", "lr_max", "steps_per_cycle")
-    values = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.metadata["trajectory"] or getattr(config, field.name) != field.default
-    }
-    order = [*first, *(name for name in values if name not in first)]
-    flags = [f"--{name}={values[name]}" for name in order if values[name] is not None]
-    lines = [*(f"# {line}" for line in comments), *flags, f"--workdir={workdir}"]
-    return "\n".join(lines) + "\n"
 
 
 def free_workdir(workdir: epath.Path) -> epath.Path:

@@ -9,6 +9,7 @@ from trainer import devices
 from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
 from trainer.datasets import load
+from trainer.records.words import dataset_name
 from trainer.run.resume import check_data
 from trainer.run.selection import AS_TRAINED, LAST, Selection
 from trainer.schedules import create_plan
@@ -70,8 +71,8 @@ def summary(found: dict[str, Any]) -> str:
         f"{found['cycle_step']} of {config['steps_per_cycle']} of the cycle",
         "next rate": f"{found['learning_rate']:.6g} (bits {found['learning_rate_bits']['next']})",
         "schedule": f"{config['lr_schedule']}, {config['lr_min']:g} to {config['lr_max']:g}",
-        "model": f"{config['model']} on {config['dataset']}, {config['optimizer']}, batches of "
-        f"{config['batch_size']}, seed {config['seed']}",
+        "model": f"{config['model']} on {dataset_name(config['dataset'])}, {config['optimizer']}, "
+        f"batches of {config['batch_size']}, seed {config['seed']}",
         "reduction": f"{config['reduction']}, on {found['num_devices']} devices of "
         f"{found['num_processes']} processes",
         "changed": history or "nothing",
@@ -106,7 +107,7 @@ def evaluate(
     config, inputs = checkpoint.config, checkpoint.inputs
     data_dir = given.data_dir or config.data_dir
     dataset = load(config.dataset, data_dir, **config.data_selection)
-    check_data(checkpoint, dataset.identity, "evaluate it")
+    check_data(checkpoint, config.dataset, dataset.identity, "evaluate it")
     images, labels = dataset.test_images, dataset.test_labels
     examples = place_examples(images, labels, inputs["mean"], inputs["std"], everywhere)
     params, statistics = jax.tree.map(

@@ -3,6 +3,8 @@
 It imports nothing but the standard library, so that `--help` and a mistyped flag answer at once.
 """
 
+from trainer.config.flagfiles import flagfile as flagfile
+from trainer.config.flagfiles import flagfile_of_run as flagfile_of_run
 from trainer.config.options import CONSTANT as CONSTANT
 from trainer.config.options import EXP_RANGE as EXP_RANGE
 from trainer.config.options import EXP_RANGE_BOUNDARIES as EXP_RANGE_BOUNDARIES

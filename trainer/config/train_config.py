@@ -25,6 +25,8 @@ from trainer.errors import RunError, UsageError
 
 # Each says how long to train; on the command line the one given last counts.
 LENGTH_FIELDS = ("num_epochs", "num_steps", "num_cycles")
+# Which processes train, and where they find each other: each start of a run may say it anew.
+OF_A_START = ("coordinator_address", "num_processes", "process_id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -361,7 +363,7 @@ class TrainConfig:
           stored: the configuration of the run, resolved.
           given: names of the fields that the user gave.
         """
-        kept = set(given) | _OF_A_START
+        kept = {*given, *OF_A_START}
         if kept & set(LENGTH_FIELDS):
             kept |= set(LENGTH_FIELDS)
         if "cycles_per_epoch" in kept:
@@ -391,8 +393,6 @@ class TrainConfig:
         """Return the length that num_steps or num_cycles ask for, or None if neither does."""
         return self.num_cycles * steps_per_cycle if self.num_cycles else self.num_steps
 
-
-_OF_A_START = {"coordinator_address", "num_processes", "process_id"}
 
 _TYPES = {
     "bool": (bool,),

@@ -135,7 +135,7 @@ def _cut(records: Sequence[bytes], features: Any) -> tuple[np.ndarray, np.ndarra
     table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), len(first))
     fixed = np.delete(table, [*range(image_at, image_end), *range(label_at, label_end)], axis=1)
     labels = table[:, label_at:label_end]
-    # The high bit of a byte says that the number goes on in the next one.
+    # The high bit of a byte says that the number continues in the next one.
     ends_where_it_should = (labels >> 7 == labels[0] >> 7).all()
     if (fixed != fixed[0]).any() or not ends_where_it_should:
         return None

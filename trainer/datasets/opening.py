@@ -49,7 +49,10 @@ def open_dataset(
         # Neither a version nor a size is left to choose: they are as they were prepared.
         source = _describe(name, builder, train_split, test_split, None, made_here=True)
         return dataclasses.replace(
-            source, name=os.path.basename(os.path.abspath(path)), version=None
+            source,
+            name=os.path.basename(os.path.abspath(path)),
+            version=None,
+            path=str(path.absolute()),
         )
     made_here = name in mnist_idx.NAMES
     if made_here:

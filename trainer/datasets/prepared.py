@@ -41,6 +41,7 @@ class DatasetSource:
       version: the one that TFDS knows, or None for files of the user's own.
       class_names: the names of the classes in the order of their labels; empty if unknown.
       made_here: whether the trainer has prepared it, and so could do it again.
+      path: absolute, of the user's own folder or file that it was made of; None for other sets.
     """
 
     name: str
@@ -56,6 +57,7 @@ class DatasetSource:
     version: str | None = None
     class_names: tuple[str, ...] = ()
     made_here: bool = False
+    path: str | None = None
 
     @property
     def description(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class DatasetSource:
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise UsageError(
                 f"--dataset={self.name}: split {split!r} has labels from {labels.min()} to "
-                f"{labels.max()}, valid are 0 to {self.num_classes - 1}"
+                f"{labels.max()}, and its classes are 0 to {self.num_classes - 1}"
             )
         return images, labels.astype(np.int32)
 

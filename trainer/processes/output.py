@@ -1,4 +1,4 @@
-"""Standard output and standard error that may be lost: a run goes on without its lines."""
+"""Standard output and standard error that may be lost: a run continues without its lines."""
 
 import contextlib
 import errno

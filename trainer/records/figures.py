@@ -179,8 +179,9 @@ def _describe_config(config: TrainConfig, steps_per_cycle: int | None) -> str:
     if config.lr_schedule == CONSTANT:
         rates, cycles = f"learning rate {config.lr_max:g}", ""
     return (
-        f"{config.dataset}, {config.model}, {config.optimizer}, batches of {config.batch_size:,}; "
-        f"{config.lr_schedule}, {rates}{cycles}; seed {config.seed}"
+        f"{words.dataset_name(config.dataset)}, {config.model}, {config.optimizer}, "
+        f"batches of {config.batch_size:,}; {config.lr_schedule}, "
+        f"{rates}{cycles}; seed {config.seed}"
     )
 
 

@@ -107,7 +107,7 @@ class TensorBoard:
 def _prefix_after(names: Collection[str]) -> str:
     """Return how a name begins that sorts after all others, whatever the clock of this host says.
 
-    TensorBoard reads the files of a folder in the order of their names, which go on with the time.
+    TensorBoard reads the files of a folder in the order of their names, which rise with time.
     """
     numbers = [int(match[1]) for name in names if (match := re.match(r"events(\d+)\.", name))]
     return f"events{max(numbers, default=0) + 1:06}"

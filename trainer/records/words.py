@@ -1,5 +1,6 @@
 """Numbers as people read them: in log lines, on a progress bar, in pictures."""
 
+import os
 from typing import Any
 
 
@@ -11,7 +12,12 @@ def counted(count: int, noun: str) -> str:
 def quantity(value: float, noun: str) -> str:
     """Return a number, whole or not, with its noun: "1 epoch", "2.5 epochs"."""
     text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{text} {noun}{'' if value == 1 else 's'}"
+    return f"{text} {noun}{'' if text == '1' else 's'}"
+
+
+def dataset_name(dataset: str) -> str:
+    """Return what to call a data set: the user's own folder or file without where it is."""
+    return os.path.basename(dataset) if os.path.isabs(dataset) else dataset
 
 
 def short(number: float) -> str:

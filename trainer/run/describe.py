@@ -2,6 +2,7 @@
 
 from trainer import devices
 from trainer.config import CONSTANT, EXP_RANGE, EXP_RANGE_BOUNDARIES, TrainConfig
+from trainer.records.words import quantity
 from trainer.run.job import Job
 from trainer.run.preview import advice, count, draw, mid_cycle_warning
 from trainer.schedules import Plan
@@ -11,14 +12,14 @@ from trainer.step.reductions import TREE
 def describe(job: Job) -> str:
     """Return the plan of a run, one aspect a line."""
     config, plan, source = job.config, job.plan, job.source
-    num_epochs = plan.num_steps / plan.steps_per_epoch
-    epochs = "1 epoch" if num_epochs == 1 else f"{num_epochs:.6g} epochs"
     lines = {
         "devices": f"{devices.describe(job.mesh)}, each {config.batch_size // job.mesh.size} of "
         f"the {config.batch_size} examples of a batch",
         "data": f"{source.num_train} training and {source.num_test} test examples of "
         f"{source.name}, in {source.data_dir}",
-        "length": f"{count(plan.num_steps, 'step')}, {epochs} of {plan.steps_per_epoch}",
+        "length": f"{count(plan.num_steps, 'step')}, "
+        f"{quantity(plan.num_steps / plan.steps_per_epoch, 'epoch')} of "
+        f"{count(plan.steps_per_epoch, 'step')}",
         "schedule": _describe_schedule(config, plan),
         "reduction": f"tree of {config.gradient_shards} parts of a batch, the same bits on any "
         "number of devices"
@@ -36,9 +37,17 @@ def describe(job: Job) -> str:
     warning = mid_cycle_warning(config, plan)
     if warning:
         lines["warning"] = warning
-    return "\n".join(
-        f"{name:10}{text}" if len(name) < 10 else f"{name}: {text}" for name, text in lines.items()
-    )
+    return "\n".join(_line(name, text) for name, text in lines.items())
+
+
+def describe_compilation(config: TrainConfig) -> str:
+    """Return the line of a run that is about to compile: nothing else is said for a while.
+
+    Args:
+      config: of the run.
+    """
+    kept = "; the next start takes less" if config.compilation_cache else ""
+    return _line("compiling", f"the programs of the run, in seconds or a minute{kept}")
 
 
 def describe_schedule_in_full(job: Job, width: int) -> str:
@@ -90,6 +99,10 @@ def _describe_schedule(config: TrainConfig, plan: Plan) -> str:
         text += f"times {config.lr_gamma:g} every step, "
     if config.cycles_momentum:
         text += f"momentum {config.momentum_max:g} to {config.momentum_min:g}, "
-    num_cycles = plan.num_steps / plan.steps_per_cycle
-    noun = "cycle" if num_cycles == 1 else "cycles"
-    return f"{text}{num_cycles:g} {noun} of {plan.steps_per_cycle} steps"
+    num_cycles = quantity(plan.num_steps / plan.steps_per_cycle, "cycle")
+    return f"{text}{num_cycles} of {plan.steps_per_cycle} steps"
+
+
+def _line(name: str, text: str) -> str:
+    """Return an aspect of a run and its name, in two columns where the name is short."""
+    return f"{name:10}{text}" if len(name) < 10 else f"{name}: {text}"

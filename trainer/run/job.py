@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import optax
@@ -15,7 +16,12 @@ from trainer.checkpoints import Restored
 from trainer.config import TrainConfig
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.run.config_changes import check_config_change
-from trainer.run.resume import check_data, check_environment, check_next_rate
+from trainer.run.resume import (
+    check_data,
+    check_environment,
+    check_next_rate,
+    trained_on_own_files,
+)
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
     Averaging,
@@ -117,8 +123,13 @@ def prepare(
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
         source = open_dataset(config.dataset, config.data_dir, **config.data_selection)
-    if restored and config.dataset == restored.meta["config"]["dataset"]:
-        check_data(restored, source.description, "resume from it")
+    config = _with_absolute_paths(config, source)
+    if restored and stored:
+        if source.path and trained_on_own_files(restored):
+            # They may have moved since: not where they are counts, but what they hold.
+            stored = dataclasses.replace(stored, dataset=config.dataset)
+        if stored.dataset == config.dataset:
+            check_data(restored, config.dataset, source.description, "resume from it")
     plan = create_plan(config, source.num_train)
     config = _resolve(config, plan, mesh, stored)
     history: list[dict[str, Any]] = []
@@ -170,6 +181,14 @@ def _complete(
         # A run may resume on fewer devices, and on other processes, than it had.
         config = dataclasses.replace(config, num_devices=0)
     return config
+
+
+def _with_absolute_paths(config: TrainConfig, source: DatasetSource) -> TrainConfig:
+    """Return the same configuration for any current folder: the run may be resumed from another."""
+    data_dir = config.data_dir
+    if data_dir and "://" not in data_dir:
+        data_dir = str(Path(data_dir).expanduser().absolute())
+    return dataclasses.replace(config, data_dir=data_dir, dataset=source.path or config.dataset)
 
 
 def _resolve(

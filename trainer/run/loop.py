@@ -16,7 +16,7 @@ from trainer.errors import Stopped
 from trainer.processes.signals import StopRequest
 from trainer.processes.vote import StopVote
 from trainer.run.config_changes import check_names
-from trainer.run.describe import describe
+from trainer.run.describe import describe, describe_compilation
 from trainer.run.job import Job, prepare
 from trainer.run.outputs import Outputs, note_start, open_outputs
 from trainer.run.programs import Data, Programs, start
@@ -89,6 +89,7 @@ def train(
             _say_complete(job)
             return _result(job, job.first_step, job.restored.meta["test"])
         logger.info("%s", describe(job))
+        logger.info("%s", describe_compilation(job.config))
         programs, data, state = start(job)
         # All that can be refused has been by now: from here on the workdir changes.
         if lock:

@@ -11,6 +11,7 @@ import jax
 
 from trainer import processes
 from trainer.checkpoints import Checkpointer, Keeping, stored_steps
+from trainer.config import flagfile_of_run
 from trainer.records import figures
 from trainer.records.hints import guessing_accuracy, hint_at_chance
 from trainer.records.history import note_resume
@@ -20,7 +21,7 @@ from trainer.run.job import Job
 from trainer.run.programs import Data
 from trainer.run.resume import checkpoint_meta
 from trainer.step import Metrics, TrainState
-from trainer.workdir.files import CONFIG_FILE
+from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE
 from trainer.workdir.lock import Lock
 from trainer.workdir.storage import write_whole
 
@@ -191,8 +192,15 @@ def _best_so_far(job: Job) -> dict[str, Any] | None:
 
 
 def note_start(job: Job) -> None:
-    """Write down the resolved configuration, and that the run resumes, if it does."""
+    """Write down the resolved configuration, twice, and that the run resumes, if it does."""
     if processes.is_first():
         text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
         write_whole(job.workdir / CONFIG_FILE, text.encode())
+        changes = [
+            f"at step {entry['step']}, {name} from {before} to {after}"
+            for entry in job.config_history
+            for name, (before, after) in entry["changes"].items()
+        ]
+        text = flagfile_of_run(job.config, changes)
+        write_whole(job.workdir / CONFIG_FLAGFILE, text.encode())
         note_resume(job.workdir, job.first_step, job.config_history)

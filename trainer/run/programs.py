@@ -214,7 +214,7 @@ def _read(job: Job) -> Dataset:
     """Return the data, which are those of the checkpoint if the run resumes from one."""
     dataset = job.source.read()
     if job.restored:
-        check_data(job.restored, dataset.identity, "resume from it")
+        check_data(job.restored, job.config.dataset, dataset.identity, "resume from it")
     return dataset
 
 

@@ -76,11 +76,20 @@ def check_next_rate(restored: Restored, schedule: optax.Schedule) -> None:
         )
 
 
-def check_data(restored: "Restored | Checkpoint", found: dict[str, Any], purpose: str) -> None:
+def trained_on_own_files(restored: Restored) -> bool:
+    """Return whether the data of a checkpoint were pictures of the user's own, and no TFDS set."""
+    identity = restored.meta["inputs"].get("data") or {}
+    return identity.get("version", "unknown") is None
+
+
+def check_data(
+    restored: "Restored | Checkpoint", dataset: str, found: dict[str, Any], purpose: str
+) -> None:
     """Refuse data that are not those of the run.
 
     Args:
       restored: the checkpoint.
+      dataset: which data, as a flag says it.
       found: what is known of the data that are here: description or identity.
       purpose: what they were to be used for, in words.
 
@@ -90,7 +99,7 @@ def check_data(restored: "Restored | Checkpoint", found: dict[str, Any], purpose
     difference = identity_difference(restored.meta["inputs"].get("data"), found)
     if difference:
         raise UsageError(
-            f"the data of --dataset={restored.meta['config']['dataset']} are not those that "
+            f"the data of --dataset={dataset} are not those that "
             f"checkpoint {restored.step} was trained on, and cannot be used to {purpose}: "
             f"{difference}; use the data of the run (--data_dir), or another --workdir"
         )

@@ -81,11 +81,7 @@ def create_plan(config: TrainConfig, num_examples: int) -> Plan:
     steps_per_epoch = num_examples // config.batch_size
     steps_per_cycle = config.steps_per_cycle or steps_per_epoch // config.cycles_per_epoch
     if steps_per_cycle < 2:
-        raise UsageError(
-            f"--cycles_per_epoch={config.cycles_per_epoch} leaves {steps_per_cycle} steps for a "
-            f"cycle (an epoch has {steps_per_epoch} steps) and a cycle needs 2; use "
-            f"--cycles_per_epoch up to {steps_per_epoch // 2}, or --steps_per_cycle=2 and more"
-        )
+        raise UsageError(_no_room_for_a_cycle(config, steps_per_epoch))
     num_steps = config.asked_steps(steps_per_cycle) or config.num_epochs * steps_per_epoch
     if num_steps > MOST_STEPS:
         asked = (
@@ -102,4 +98,16 @@ def create_plan(config: TrainConfig, num_examples: int) -> Plan:
         top=rise_and_fall(steps_per_cycle, config.cycle_up_fraction)[0],
         num_steps=num_steps,
         eval_every_steps=config.eval_every_steps or steps_per_epoch,
+    )
+
+
+def _no_room_for_a_cycle(config: TrainConfig, steps_per_epoch: int) -> str:
+    """Return why an epoch is too short for its cycles, and which flag makes it work."""
+    most = steps_per_epoch // 2
+    fewer = f"--cycles_per_epoch={most}" + (" or less, or " if most > 1 else ", or ")
+    return (
+        f"--cycles_per_epoch={config.cycles_per_epoch} does not fit: an epoch has "
+        f"{steps_per_epoch} step{'' if steps_per_epoch == 1 else 's'} (--batch_size="
+        f"{config.batch_size}), and a cycle needs 2; use {fewer if most else ''}"
+        f"--steps_per_cycle={max(4 * steps_per_epoch, 2)} for cycles of several epochs"
     )

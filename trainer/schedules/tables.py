@@ -83,7 +83,7 @@ def decaying(valley: float, height: np.ndarray, log2_ratio: float) -> optax.Sche
 
     The power comes from two tables, over the cycles in a block and over the blocks, each as long
     as the square root of the number of cycles that it takes to vanish. Below 2**-126, where some
-    devices lose digits and others go on, a product is 0. The first cycle is a table of its own,
+    devices lose digits and others do not, a product is 0. The first cycle is a table of its own,
     rounded once, so that it goes exactly to its peak.
 
     Args:

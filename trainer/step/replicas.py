@@ -42,7 +42,7 @@ def create_replica_check(mesh: Mesh, state: TrainState) -> Callable[[TrainState]
                 raise RunError(
                     f"the devices hold different bits of {name}: {device} differs from the "
                     "others; the state was not saved; older checkpoints are intact; the same "
-                    "command goes on from the newest; if it happens again, leave that device out"
+                    "command resumes from the newest; if it happens again, leave that device out"
                 )
 
     return check

@@ -28,7 +28,7 @@ def choose_steps_per_call(asked: int, reduction: str, platform: str) -> int:
     if reduction == TREE and asked > 1:
         raise UsageError(
             f"--steps_per_call={asked} with --reduction=tree: its steps are two programs each; "
-            "valid: --steps_per_call=1, or --reduction=allreduce"
+            "use --steps_per_call=1, or --reduction=allreduce"
         )
     # XLA:CPU runs convolutions in a loop 17 times slower (jax 0.10.2).
     return asked or (1 if reduction == TREE or platform == "cpu" else _STEPS_PER_CALL)

@@ -9,6 +9,7 @@ from trainer.errors import RunError
 from trainer.workdir.storage import write_whole
 
 CONFIG_FILE = "config.json"
+CONFIG_FLAGFILE = "config.cfg"
 METRICS_FILE = "metrics.jsonl"
 # Where the run was resumed, and what was changed then; see records.history.
 RESUMES_FILE = "resumes.json"

@@ -90,7 +90,7 @@ class Predictor:
         if self.dataset not in _PREPARE or self.image_shape != IMAGE_SHAPE:
             raise UsageError(
                 f"the run was trained on --dataset={self.dataset}, and how a picture becomes one "
-                f"of its images is not known; valid: a run on {', '.join(_PREPARE)}, or export "
+                f"of its images is not known; use a run on {', '.join(_PREPARE)}, or export "
                 "and prepare the images yourself"
             )
         name, prepare = _PREPARE[self.dataset]
