@@ -18,6 +18,7 @@ from trainer.step import (
     Metrics,
     TrainState,
     abstract_examples,
+    check_first_state,
     create_evaluate,
     create_replica_check,
     create_train_state,
@@ -74,6 +75,7 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
             state = resumed_state(job, job.restored)
         else:
             state = create_train_state(job.init, devices.replicated(job.mesh))
+            check_first_state(state)
         return programs, _place(job, reading.result()), state
 
 

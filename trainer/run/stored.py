@@ -9,8 +9,9 @@ from etils import epath
 from trainer.checkpoints import Restored, read_newest, read_step
 from trainer.config import TrainConfig
 from trainer.errors import RunError
-from trainer.step import Network, create_network, match_leaves
-from trainer.step.networks import Arrays
+from trainer.run.resume import check_sources
+from trainer.step import Network, create_network, digests_of_sources, match_leaves
+from trainer.step.functional import Arrays
 from trainer.step.randomness import root_key
 
 
@@ -53,6 +54,7 @@ def load_checkpoint(workdir: epath.PathLike, step: int | None = None) -> Checkpo
     network = create_network(
         config.model, tuple(inputs["image_shape"]), inputs["num_classes"], config.compute_dtype
     )
+    check_sources(restored, digests_of_sources(config))
     params, statistics = _arrays_of(network, config, restored)
     return Checkpoint(
         step=restored.step,

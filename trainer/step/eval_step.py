@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from trainer.devices import DATA_AXIS, place, replicated, sharded
 from trainer.step.batches import evaluation_batches
 from trainer.step.examples import Examples, take
-from trainer.step.networks import Arrays, Network
+from trainer.step.functional import Arrays, Network
 from trainer.step.train_step import Metrics
 
 # Examples a device takes at once: small enough for the caches of a CPU core.

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
 from trainer.step.examples import Examples, take
-from trainer.step.networks import Arrays, Network
+from trainer.step.functional import Arrays, Network
 from trainer.step.randomness import dropout_key
 from trainer.step.reductions import ALL_REDUCE, TREE, all_reduce_sum, tree_sum
 from trainer.step.state import TrainState
