@@ -21,9 +21,13 @@ class Network:
 
     Attributes:
       create: key -> the module with its first parameters.
+      built_in: whether it is one of those that the trainer knows. Of these it is tested that the
+        gradients of several shards in one program, which is faster, have the same bits as each in
+        its own, and that the types of `jax.shard_map` let them pass.
     """
 
     create: Callable[[jax.Array], nnx.Module]
+    built_in: bool = False
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Return the first params and statistics, as nested dictionaries by attribute name."""

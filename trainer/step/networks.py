@@ -108,4 +108,4 @@ def create_network(
         )
 
     nnx.eval_shape(lambda: create(jax.random.key(0, impl="threefry2x32")))
-    return Network(create)
+    return Network(create, built_in=True)

@@ -44,42 +44,45 @@ class Own:
         """Return the error that says what is wrong, and what would be right."""
         return _refusal(self.flag, problem, self.form)
 
-    def call(self, what: str, *arguments: Any, **named: Any) -> Any:
-        """Return self.value(...).
+    def check_takes(self, function: Any, call: str, *arguments: Any, **named: Any) -> None:
+        """Refuse a function or a class that cannot be called with these arguments.
 
         Args:
-          what: the call in words, for the message.
+          function: of the user's.
+          call: as a line of Python, for the message.
           arguments: of the call.
           named: of the call.
 
         Raises:
-          UsageError: it does not take these arguments.
+          UsageError: it takes others.
         """
-        self.check_takes(self.value, what, *arguments, **named)
-        return self.value(*arguments, **named)
-
-    def check_takes(self, function: Any, what: str, *arguments: Any, **named: Any) -> None:
-        """Refuse a function that cannot be called with these arguments; see `call`."""
+        if inspect.isclass(function):
+            # The class of all nnx.Modules hides what the constructor takes.
+            function, arguments = function.__init__, (None, *arguments)
         try:
-            inspect.signature(function).bind(*arguments, **named)
-        except TypeError as error:
-            raise self.refusal(f"{what} cannot be called as it will be: {error}") from error
+            signature = inspect.signature(function)
         except ValueError:  # Nobody knows what it takes.
             return
+        try:
+            signature.bind(*arguments, **named)
+        except TypeError as error:
+            raise self.refusal(
+                f"it is called as {call}, and does not take that: {error}"
+            ) from error
 
     @contextlib.contextmanager
     def explained(self, what: str) -> Iterator[None]:
         """Turn whatever the user's code raises into one message that names its line.
 
         Args:
-          what: is done meanwhile, for the message, such as "its constructor raises".
+          what: is done meanwhile, for the message, such as "its constructor".
         """
         try:
             yield
         except UsageError:
             raise
         except Exception as error:
-            raise self.refusal(f"{what} {_describe(error, self.file)}") from error
+            raise self.refusal(f"{what} raises {_describe(error, self.file)}") from error
 
 
 def load(flag: str, form: str) -> Own:
@@ -174,12 +177,13 @@ def _import(name: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _importing_from(folder: str) -> Iterator[None]:
-    """While open, modules are also found in a folder, as in that of a script."""
-    sys.path.insert(0, folder)
+    """While open, modules are also found in a folder; those that are installed come first."""
+    before = list(sys.path)
+    sys.path.append(folder)
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.path[:] = before
 
 
 def _source_of(value: Any, module: types.ModuleType) -> tuple[str, str]:

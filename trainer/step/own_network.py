@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from trainer.step import own
@@ -13,6 +14,8 @@ from trainer.step.state import leaf_name
 
 # Examples of the trial: a number that no network would take for the size of a batch.
 _BATCH = 3
+
+_CALL = "{}(image_shape=..., num_classes=..., dtype=..., rngs=...)"
 
 
 def create_own_network(
@@ -33,13 +36,14 @@ def create_own_network(
     if inspect.isclass(found.value) and not issubclass(found.value, nnx.Module):
         raise found.refusal(f"{_name(found)} is no nnx.Module (of flax.nnx){_hint(found.value)}")
     if not callable(found.value):
-        raise found.refusal(f"{_name(found)} is {type(found.value).__name__}, no class")
+        kind = type(found.value).__name__
+        raise found.refusal(f"{_name(found)} is of type {kind}, and no class")
     given = {"image_shape": image_shape, "num_classes": num_classes, "dtype": dtype}
 
     def create(key: jax.Array) -> nnx.Module:
         return found.value(**given, rngs=nnx.Rngs(key))
 
-    found.check_takes(found.value, f"{_name(found)}(image_shape, ...)", **given, rngs=None)
+    found.check_takes(found.value, _CALL.format(_name(found)), **given, rngs=None)
     network = Network(create)
     _check_module(found, network)
     _check_calls(found, network, image_shape, num_classes)
@@ -48,22 +52,38 @@ def create_own_network(
 
 def _check_module(found: own.Own, network: Network) -> None:
     """Refuse what the constructor makes if the train state cannot hold it."""
-    with found.explained("its constructor raises"):
-        module = nnx.eval_shape(lambda: network.create(_key()))
-    if not isinstance(module, nnx.Module):
-        kind = type(module).__name__
-        raise found.refusal(f"{_name(found)}(...) makes {kind}, which is no nnx.Module")
-    found.check_takes(module, f"{_name(found)}'s __call__", jnp.zeros(()))
-    with found.explained("its state cannot be taken apart:"):
+
+    def create() -> nnx.Module:
+        module = network.create(_key())
+        if not isinstance(module, nnx.Module):
+            kind = type(module).__name__
+            raise found.refusal(f"{_name(found)}(...) makes {kind}, which is no nnx.Module")
+        if not callable(module):
+            raise found.refusal(f"{_name(found)} has no __call__, so nothing maps inputs to logits")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module))):
+            if not isinstance(leaf, jax.Array | np.ndarray):
+                raise found.refusal(
+                    f"its state {leaf_name(path)} is of type {type(leaf).__name__}; keep arrays in "
+                    "variables of Flax, and all else in plain attributes"
+                )
+        return module
+
+    with found.explained("its constructor"):
+        module = nnx.eval_shape(create)
         params, statistics = jax.eval_shape(network.init, _key())
+    found.check_takes(module, "network(inputs)", jnp.zeros(()))
     if not jax.tree.leaves(params):
         raise found.refusal("it has no parameters (nnx.Param), so there is nothing to train")
+    why = {
+        "parameter": "dtype= of a layer is that of its computation; leave param_dtype= as it is",
+        "state": "it is averaged over the parts of a batch; make constants in __call__",
+    }
     for kind, arrays in (("parameter", params), ("state", statistics)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
             if leaf.dtype != jnp.float32:
                 raise found.refusal(
                     f"its {kind} {leaf_name(path)} is {_describe(leaf)}, and must be float32: "
-                    "the step adds and averages it"
+                    f"{why[kind]}"
                 )
 
 
@@ -73,10 +93,10 @@ def _check_calls(
     """Refuse a module whose logits or statistics are not what the step needs."""
     inputs = jax.ShapeDtypeStruct((_BATCH, *image_shape), jnp.float32)
     params, statistics = jax.eval_shape(network.init, _key())
-    with found.explained("its __call__ raises in evaluation"):
+    with found.explained("its __call__ (in evaluation)"):
         logits = jax.eval_shape(network.apply, params, statistics, inputs)
     _check_logits(found, logits, num_classes)
-    with found.explained("its __call__ raises in training"):
+    with found.explained("its __call__ (in training)"):
         logits, after = jax.eval_shape(
             network.apply_in_training, params, statistics, inputs, _key()
         )
@@ -94,7 +114,7 @@ def _check_logits(found: own.Own, logits: Any, num_classes: int) -> None:
     expected = f"it must return the logits of {_BATCH} images and {num_classes} classes, "
     expected += f"float32[{_BATCH},{num_classes}]"
     if not isinstance(logits, jax.ShapeDtypeStruct):
-        kind = type(logits).__name__
+        kind = "None" if logits is None else type(logits).__name__
         raise found.refusal(f"its __call__ returns {kind}, no array; {expected}")
     if logits.shape != (_BATCH, num_classes):
         raise found.refusal(f"its __call__ returns {_describe(logits)}; {expected}")
@@ -108,16 +128,15 @@ def _check_logits(found: own.Own, logits: Any, num_classes: int) -> None:
 def _form(image_shape: tuple[int, int, int], num_classes: int) -> str:
     """Return what a network of the user's own looks like, for this data set."""
     height, width, channels = image_shape
-    return (
-        "a network of your own looks like this (docs/own_network.md has a whole one):\n"
-        "  from flax import nnx\n"
-        "  class Network(nnx.Module):\n"
-        "      def __init__(self, *, image_shape, num_classes, dtype, rngs): ...\n"
-        "      def __call__(self, inputs): ...\n"
-        f"  Network(image_shape={image_shape}, num_classes={num_classes}, dtype=jnp.float32, "
-        "rngs=nnx.Rngs(0))\n"
-        f"  maps inputs float32[B,{height},{width},{channels}] to logits float32[B,{num_classes}]"
-    )
+    size = height * width * channels
+    return f"""a network of your own looks like this (docs/own_network.md has a larger one):
+  class Network(nnx.Module):
+      def __init__(self, *, image_shape, num_classes, dtype, rngs):
+          # image_shape={image_shape}, num_classes={num_classes}; all layers take rngs=rngs
+          self.dense = nnx.Linear({size}, num_classes, dtype=dtype, rngs=rngs)
+      def __call__(self, inputs):
+          # inputs float32[B,{height},{width},{channels}], logits float32[B,{num_classes}]
+          return self.dense(inputs.reshape(len(inputs), -1)).astype(jnp.float32)"""
 
 
 def _hint(value: Any) -> str:

@@ -28,33 +28,36 @@ def create_own_optimizer(name: str, network: Network) -> optax.GradientTransform
       UsageError: it is not there, or not what the step can use; the message shows the form.
     """
     found = own.load(f"--optimizer={name}", _FORM)
-    if not callable(found.value):
-        raise found.refusal(f"it is {type(found.value).__name__}, which cannot be called")
     function = name.rpartition(":")[2]
-    with found.explained(f"{function}() raises"):
-        tx = found.call(f"{function}()")
+    if not callable(found.value):
+        raise found.refusal(f"{function} is of type {type(found.value).__name__}, and no function")
+    found.check_takes(found.value, f"{function}()")
+    with found.explained(f"{function}()"):
+        tx = found.value()
     if not isinstance(tx, optax.GradientTransformation):
-        raise found.refusal(f"{function}() returns {type(tx).__name__}, no optax transformation")
+        raise found.refusal(f"{function}() returns {_kind(tx)}, no optax transformation")
     params, _ = jax.eval_shape(network.init, jax.random.key(0, impl="threefry2x32"))
-    with found.explained("its init raises"):
+    with found.explained("its init"):
         before = jax.eval_shape(tx.init, params)
-    with found.explained("its update raises"):
+    with found.explained("its update"):
         direction, after = jax.eval_shape(tx.update, params, before, params)
     if _shapes(direction) != _shapes(params):
         raise found.refusal("its update returns something of another shape than the parameters")
     _check_state(found, before, after)
-    with found.explained("its update raises"):
+    with found.explained("its update"):
         _check_sign(found, tx, params)
     return tx
 
 
 def _check_state(found: own.Own, before: Any, after: Any) -> None:
     """Refuse a state that changes its form, or that a checkpoint cannot hold."""
-    if _shapes(before) != _shapes(after) or jax.tree.structure(before) != jax.tree.structure(after):
+    forms: list[Any] = [jax.tree.structure(state) for state in (before, after)]
+    if forms[0] != forms[1] or _shapes(before) != _shapes(after):
         raise found.refusal("its update returns a state of another form than its init")
     for path, leaf in jax.tree_util.tree_leaves_with_path(before):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool):
-            raise found.refusal(f"its state {leaf_name(path)} is {leaf.dtype}; use numbers")
+            what = " ".join(["its state", *filter(None, [leaf_name(path)])])
+            raise found.refusal(f"{what} has dtype {leaf.dtype}; keep numbers in it")
 
 
 def _check_sign(found: own.Own, tx: optax.GradientTransformation, params: Any) -> None:
@@ -75,6 +78,11 @@ def _check_sign(found: own.Own, tx: optax.GradientTransformation, params: Any) -
             "learning rate out, which the trainer multiplies by: use optax.scale_by_adam() "
             "for optax.adam, optax.trace(0.9) for optax.sgd, and no optax.scale_by_learning_rate"
         )
+
+
+def _kind(value: Any) -> str:
+    """Return the type of a value in words."""
+    return "None" if value is None else type(value).__name__
 
 
 def _shapes(tree: Any) -> list[tuple[str, Any, Any]]:
