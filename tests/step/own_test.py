@@ -122,6 +122,10 @@ NO_NETWORK = {
         network("self.dense =", "self.n = nnx.Variable('text'); self.dense ="),
         "its state n is of type str; keep arrays in variables of Flax",
     ),
+    "an array as an attribute": (
+        network("self.dense =", "self.table = jnp.ones(3); self.dense ="),
+        "its attribute table is an array, which Flax neither trains nor keeps",
+    ),
     "state that grows": (
         network("return", "self.n = nnx.BatchStat(jnp.zeros(3)); return"),
         "its __call__ changes the shape of what it keeps (n)",

@@ -60,12 +60,7 @@ def _check_module(found: own.Own, network: Network) -> None:
             raise found.refusal(f"{_name(found)}(...) makes {kind}, which is no nnx.Module")
         if not callable(module):
             raise found.refusal(f"{_name(found)} has no __call__, so nothing maps inputs to logits")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module))):
-            if not isinstance(leaf, jax.Array | np.ndarray):
-                raise found.refusal(
-                    f"its state {leaf_name(path)} is of type {type(leaf).__name__}; keep arrays in "
-                    "variables of Flax, and all else in plain attributes"
-                )
+        _check_attributes(found, module)
         return module
 
     with found.explained("its constructor"):
@@ -85,6 +80,24 @@ def _check_module(found: own.Own, network: Network) -> None:
                     f"its {kind} {leaf_name(path)} is {_describe(leaf)}, and must be float32: "
                     f"{why[kind]}"
                 )
+
+
+def _check_attributes(found: own.Own, module: nnx.Module) -> None:
+    """Refuse arrays outside of Flax's variables, and other things in them."""
+    for path, part in nnx.iter_modules(module):
+        for name, value in vars(part).items():
+            if isinstance(value, jax.Array | np.ndarray):
+                raise found.refusal(
+                    f"its attribute {'.'.join(map(str, (*path, name)))} is an array, which Flax "
+                    "neither trains nor keeps; make it in __call__, or wrap it in nnx.Param or "
+                    "nnx.Variable"
+                )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module))):
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise found.refusal(
+                f"its state {leaf_name(path)} is of type {type(leaf).__name__}; keep arrays in "
+                "variables of Flax, and all else in plain attributes"
+            )
 
 
 def _check_calls(
