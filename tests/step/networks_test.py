@@ -10,7 +10,8 @@ from flax import nnx
 
 from trainer.errors import UsageError
 from trainer.step.examples import scale_pixels
-from trainer.step.networks import Network, create_network
+from trainer.step.functional import Network
+from trainer.step.networks import create_network
 
 KEY = jax.random.key(0)
 

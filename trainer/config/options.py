@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from trainer.config.own import describe_form, is_own
+
 TRIANGULAR, TRIANGULAR2 = "triangular", "triangular2"
 EXP_RANGE, EXP_RANGE_BOUNDARIES = "exp_range", "exp_range_boundaries"
 CONSTANT = "constant"
@@ -73,6 +75,7 @@ def option(
     help: str,
     *,
     valid: Range | tuple[str, ...] | None = None,
+    own: str = "",
     trajectory: bool = True,
 ) -> Any:
     """Declare a field of the configuration.
@@ -82,10 +85,11 @@ def option(
       group: under which `--help` lists it.
       help: what it means, with its unit.
       valid: a range, or the words to choose from.
+      own: if the user may also name something of their own, what that is called in examples.
       trajectory: whether it changes the parameters that a run arrives at.
     """
-    metadata = {"group": group, "help": help, "valid": valid, "trajectory": trajectory}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"group": group, "help": help, "valid": valid, "own": own}
+    return dataclasses.field(default=default, metadata=metadata | {"trajectory": trajectory})
 
 
 def describe_valid(field: dataclasses.Field, value: Any = 0) -> str:
@@ -93,10 +97,19 @@ def describe_valid(field: dataclasses.Field, value: Any = 0) -> str:
     valid = field.metadata["valid"]
     if isinstance(valid, Range):
         return valid.describe(field.name, value)
-    return "" if valid is None else ", ".join(valid[:-1]) + " or " + valid[-1]
+    if valid is None:
+        return ""
+    own = field.metadata["own"]
+    words = ", ".join(valid[:-1]) + " or " + valid[-1]
+    return f"{words}, or your own: {describe_form(own)}" if own else words
 
 
 def is_valid(field: dataclasses.Field, value: Any) -> bool:
     """Return whether a value is in the range that its field declares; None means unset."""
     valid = field.metadata["valid"]
-    return value is None or valid is None or value in valid
+    return (
+        value is None
+        or valid is None
+        or value in valid
+        or bool(field.metadata["own"] and is_own(value))
+    )

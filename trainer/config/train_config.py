@@ -21,6 +21,7 @@ from trainer.config.options import (
     is_valid,
     option,
 )
+from trainer.config.own import absolute, is_own
 from trainer.errors import RunError, UsageError
 
 # Each says how long to train; on the command line the one given last counts.
@@ -71,7 +72,14 @@ class TrainConfig:
         128, "Data", "examples in a step, over all devices together", valid=COUNT
     )
 
-    model: str = option("cnn", "Model", "network: cnn (32-64-256-10) or mlp", valid=("cnn", "mlp"))
+    model: str = option(
+        "cnn",
+        "Model",
+        "network: cnn (32-64-256-10), mlp, or your own, as package.module:Network or "
+        "path/file.py:Network",
+        valid=("cnn", "mlp"),
+        own="Network",
+    )
     compute_dtype: str = option(
         "float32",
         "Model",
@@ -132,7 +140,14 @@ class TrainConfig:
         valid=GAMMA,
     )
 
-    optimizer: str = option("sgd", "Optimizer", "sgd or adamw", valid=("sgd", "adamw"))
+    optimizer: str = option(
+        "sgd",
+        "Optimizer",
+        "sgd, adamw, or your own, as package.module:create or path/file.py:create, which returns "
+        "an optax transformation without a learning rate",
+        valid=("sgd", "adamw"),
+        own="create",
+    )
     momentum: float = option(
         0.9, "Optimizer", "decay of the momentum (b1 of adamw)", valid=FRACTION
     )
@@ -297,10 +312,13 @@ class TrainConfig:
         """Check every field on its own, then those that belong together."""
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
+            if field.metadata["own"]:
+                object.__setattr__(self, field.name, absolute(getattr(self, field.name)))
         if self.lr_min > self.lr_max:
             raise UsageError(
                 f"--lr_min={self.lr_min} is above --lr_max={self.lr_max}; use 0 <= lr_min <= lr_max"
             )
+        self._check_own_optimizer()
         self._check_momentum_range()
         if self.num_steps is not None and self.num_cycles is not None:
             raise UsageError(
@@ -311,6 +329,20 @@ class TrainConfig:
             raise UsageError(
                 f"--gradient_shards={self.gradient_shards} makes no binary tree; use a power of two"
             )
+
+    def _check_own_optimizer(self) -> None:
+        """Refuse what an optimizer of the user's own would never be told."""
+        if not is_own(self.optimizer):
+            return
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            of_built_in = field.metadata["group"] == "Optimizer" and field.name != "optimizer"
+            if of_built_in and value != field.default:
+                raise UsageError(
+                    f"--{field.name}={value} is for sgd and adamw, and has no effect on "
+                    f"--optimizer={self.optimizer}; write it into your optimizer, and leave the "
+                    "flag out"
+                )
 
     def _check_momentum_range(self) -> None:
         """Check the two ends between which the momentum cycles, if it does."""

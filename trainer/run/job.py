@@ -14,12 +14,15 @@ from jax.sharding import Mesh
 from trainer import devices, processes
 from trainer.checkpoints import Restored
 from trainer.config import TrainConfig
+from trainer.config.own import is_own
 from trainer.datasets import DatasetSource, open_dataset
+from trainer.errors import UsageError
 from trainer.run.config_changes import check_config_change
 from trainer.run.resume import (
     check_data,
     check_environment,
     check_next_rate,
+    check_sources,
     trained_on_own_files,
 )
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
@@ -32,6 +35,8 @@ from trainer.step import (
     choose_steps_per_call,
     create_network,
     create_optimizer,
+    create_own_optimizer,
+    digests_of_sources,
     train_state_init,
 )
 from trainer.step.reductions import AUTO
@@ -55,6 +60,7 @@ class Job:
       schedule: step -> learning rate.
       momentum_schedule: step -> momentum, or None if the momentum stays.
       restored: the checkpoint that it resumes from, verified, or None.
+      sources: SHA-256 of the source files of a network and an optimizer of the user's own.
       config_history: what was changed at earlier resumes and at this one: a list of
         {"step": int, "changes": {field: [before, after]}}.
     """
@@ -69,6 +75,7 @@ class Job:
     schedule: optax.Schedule
     momentum_schedule: optax.Schedule | None
     restored: Restored | None
+    sources: dict[str, str]
     config_history: list[dict[str, Any]]
 
     @property
@@ -140,26 +147,48 @@ def prepare(
             history = [*history, {"step": step, "changes": changes}]
         check_next_rate(restored, create_schedule(stored))
         check_environment(restored)
+    network = create_network(
+        config.model, source.image_shape, source.num_classes, config.compute_dtype
+    )
+    sources = _agreed_sources(config)
+    if restored:
+        check_sources(restored, sources)
     return Job(
         config=config,
         plan=plan,
         workdir=workdir,
         mesh=mesh,
         source=source,
-        network=create_network(
-            config.model, source.image_shape, source.num_classes, config.compute_dtype
-        ),
-        tx=create_optimizer(
-            config.optimizer,
-            None if config.cycles_momentum else config.momentum,
-            config.nesterov,
-            config.weight_decay,
-        ),
+        network=network,
+        tx=_create_optimizer(config, network),
         schedule=create_schedule(config),
         momentum_schedule=create_momentum(config),
         restored=restored,
+        sources=sources,
         config_history=history,
     )
+
+
+def _create_optimizer(config: TrainConfig, network: Network) -> optax.GradientTransformation:
+    """Return the optimizer, a built-in one or the user's own."""
+    if is_own(config.optimizer):
+        return create_own_optimizer(config.optimizer, network)
+    momentum = None if config.cycles_momentum else config.momentum
+    return create_optimizer(config.optimizer, momentum, config.nesterov, config.weight_decay)
+
+
+def _agreed_sources(config: TrainConfig) -> dict[str, str]:
+    """Return the digests of the user's own sources, which all processes must have alike."""
+    sources = digests_of_sources(config)
+    for number, others in enumerate(processes.gather(sources)):
+        for field in sources:
+            if others[field] != sources[field]:
+                raise UsageError(
+                    f"--{field}={getattr(config, field)}: process {number} has a file of other "
+                    f"contents (SHA-256 {others[field][:8]}..., here {sources[field][:8]}...); "
+                    "give all processes the same file"
+                )
+    return sources
 
 
 def _complete(

@@ -20,6 +20,7 @@ from trainer.step import (
     TrainState,
     abstract_examples,
     averaged,
+    check_first_state,
     create_evaluate,
     create_replica_check,
     create_train_state,
@@ -81,6 +82,7 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
             state = resumed_state(job, job.restored)
         else:
             state = create_train_state(job.init, devices.replicated(job.mesh))
+            check_first_state(state)
         return programs, _place(job, reading.result()), state
 
 
@@ -102,7 +104,8 @@ def lower_programs(job: Job) -> dict[str, Any]:
       job: the run; its devices need not be there.
 
     Returns:
-      Name to jax.stages.Lowered. The train step is "gradient" and "update" with the tree, else
+      Name to jax.stages.Lowered. The train step is "gradient" and "update" with the tree (of a
+      network of the user's own "select", "shard_gradient", "add_up" and "update"), else
       "train_step", or "train_steps" where a call takes several.
     """
     state, test = job.abstract_state, _abstract_splits(job)[1]

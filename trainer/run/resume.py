@@ -49,6 +49,7 @@ def checkpoint_meta(
             "next": float_bits(learning_rate),
         },
         "config": dataclasses.asdict(job.config),
+        "sources": job.sources,
         "config_history": job.config_history,
         "inputs": inputs,
         "num_devices": job.mesh.size,
@@ -118,6 +119,24 @@ def check_environment(restored: Restored) -> None:
             "checkpoint %d was made with %s: the last bits may differ from here on",
             *(restored.step, ", ".join(changed)),
         )
+
+
+def check_sources(restored: "Restored | Checkpoint", sources: dict[str, str]) -> None:
+    """Say it if a source file of the user's own has changed since the checkpoint.
+
+    Args:
+      restored: the checkpoint.
+      sources: SHA-256 of the files as they are now, in hex, by field of the configuration.
+    """
+    before = restored.meta.get("sources", {})
+    for field, now in sources.items():
+        if now != before.get(field, now) and processes.is_first():
+            logger.warning(
+                "--%s=%s is not the file that checkpoint %d was made with (SHA-256 %s..., now "
+                "%s...): what follows is computed by the changed code",
+                *(field, restored.meta["config"][field], restored.step),
+                *(before[field][:8], now[:8]),
+            )
 
 
 def resumed_state(job: "Job", restored: Restored) -> TrainState:

@@ -10,6 +10,7 @@ from etils import epath
 from trainer.checkpoints import Restored, read_newest, read_step
 from trainer.config import TrainConfig
 from trainer.errors import RunError
+from trainer.run.resume import check_sources
 from trainer.step import (
     AVERAGE,
     EMA,
@@ -19,9 +20,10 @@ from trainer.step import (
     Network,
     averaged,
     create_network,
+    digests_of_sources,
     match_leaves,
 )
-from trainer.step.networks import Arrays
+from trainer.step.functional import Arrays
 from trainer.step.randomness import root_key
 
 
@@ -77,6 +79,7 @@ def load_checkpoint(workdir: epath.PathLike, step: int | None = None) -> Checkpo
     restored = read_newest(workdir) if step is None else read_step(workdir, step)
     config, inputs = TrainConfig.from_stored(restored.meta["config"]), restored.meta["inputs"]
     network = create_stored_network(config, inputs)
+    check_sources(restored, digests_of_sources(config))
     averaging = Averaging(config.average_cycles, ema_decay=config.ema_decay)
     params, statistics, averages = _arrays_of(network, averaging, restored)
     return Checkpoint(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.step.networks import Arrays
+from trainer.step.functional import Arrays
 
 AVERAGE, EMA = "average", "ema"
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from trainer.devices import DATA_AXIS, place, replicated, sharded
 from trainer.step.batches import evaluation_batches
 from trainer.step.examples import Examples, take
-from trainer.step.networks import Arrays, Ensemble, Network
+from trainer.step.functional import Arrays, Ensemble, Network
 from trainer.step.train_step import Metrics
 
 # Examples a device takes at once: small enough for the caches of a CPU core.
@@ -52,7 +52,11 @@ def create_eval_step(network: Network | Ensemble, mesh: Mesh) -> jax.stages.Wrap
         return jax.tree.map(lambda total, part: reduce(jnp.add, part, total), sums, parts)
 
     in_specs = (P(), P(), P(), P(DATA_AXIS), P())
-    return jax.jit(jax.shard_map(eval_step, mesh=mesh, in_specs=in_specs, out_specs=P()))
+    # Unchecked for networks of the user's own: see `create_train_step`.
+    mapped = jax.shard_map(
+        eval_step, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=network.built_in
+    )
+    return jax.jit(mapped)
 
 
 _SUMS = {"loss": np.float32, "correct": np.int32, "examples": np.int32}

@@ -1,17 +1,15 @@
-"""The networks, images in and logits out, and how the step uses one as pure functions."""
+"""The networks by name: images in, logits out."""
 
-import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trainer.config.own import is_own
 from trainer.errors import UsageError
-
-Arrays = dict[str, Any]
+from trainer.step.functional import Network
+from trainer.step.own_network import create_own_network
 
 
 class CNN(nnx.Module):
@@ -81,108 +79,6 @@ class MLP(nnx.Module):
         return self.dense2(nnx.relu(self.dense1(x))).astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A module as pure functions of plain arrays: what `shard_map` and checkpoints can hold.
-
-    The parts of the module: `params`, its nnx.Param; `statistics`, whatever else it keeps between
-    steps, such as nnx.BatchStat (empty for `CNN` and `MLP`); and the keys of its random layers,
-    which are kept by nobody: every use is given a fresh one.
-
-    Attributes:
-      create: key -> the module with its first parameters.
-    """
-
-    create: Callable[[jax.Array], nnx.Module]
-
-    def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
-        """Return the first params and statistics, as nested dictionaries by attribute name."""
-        _, params, _, statistics = _split(self.create(key))
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
-
-    def apply(self, params: Arrays, statistics: Arrays, inputs: jax.Array) -> jax.Array:
-        """Return the logits as in evaluation: no dropout, the statistics as they are.
-
-        Args:
-          params: see `init`.
-          statistics: see `init`.
-          inputs: float32[B, H, W, C].
-
-        Returns:
-          float32[B, num_classes].
-        """
-        module = self._merge(params, statistics, None)
-        module.eval()
-        return cast(Callable, module)(inputs)
-
-    def apply_in_training(
-        self, params: Arrays, statistics: Arrays, inputs: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Arrays]:
-        """Return the logits as in training, and the statistics after it.
-
-        Args:
-          params: see `init`.
-          statistics: see `init`.
-          inputs: float32[B, H, W, C].
-          key: for random layers; each gets another one made from it.
-        """
-        module = self._merge(params, statistics, key)
-        module.train()
-        logits = cast(Callable, module)(inputs)
-        return logits, nnx.to_pure_dict(_split(module)[3])
-
-    def _merge(self, params: Arrays, statistics: Arrays, key: jax.Array | None) -> nnx.Module:
-        """Return the module with these arrays in it."""
-        shapes = nnx.eval_shape(lambda: self.create(jax.random.key(0, impl="threefry2x32")))
-        graphdef, empty_params, random, empty_statistics = _split(shapes)
-        random_layers = iter(range(len(jax.tree.leaves(random))))
-
-        def fresh(leaf: Any) -> jax.Array:
-            number = next(random_layers)
-            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jnp.zeros(leaf.shape, leaf.dtype)
-            base = jax.random.key(0, impl="threefry2x32") if key is None else key
-            return jax.random.fold_in(base, number)
-
-        nnx.replace_by_pure_dict(empty_params, params)
-        nnx.replace_by_pure_dict(empty_statistics, statistics)
-        return nnx.merge(graphdef, empty_params, jax.tree.map(fresh, random), empty_statistics)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ensemble:
-    """Networks that answer together: the mean of their probabilities (Huang et al. 2017).
-
-    Attributes:
-      network: of each of them.
-    """
-
-    network: Network
-
-    def apply(self, params: Arrays, statistics: Arrays, inputs: jax.Array) -> jax.Array:
-        """Return the logarithm of the mean of the softmax of the logits of all.
-
-        Args:
-          params: step, as text, to the parameters of that step; see `Network.init`.
-          statistics: likewise.
-          inputs: float32[B, H, W, C].
-
-        Returns:
-          float32[B, num_classes]; their softmax is the mean itself.
-        """
-        each = [
-            jax.nn.log_softmax(self.network.apply(params[step], statistics[step], inputs))
-            for step in sorted(params, key=int)
-        ]
-        return jax.nn.logsumexp(jnp.stack(each), axis=0) - math.log(len(each))
-
-
-def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
-    """Return graph definition, parameters, random state and all other state of a module."""
-    parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
-    return parts
-
-
 def create_network(
     name: str,
     image_shape: tuple[int, int, int],
@@ -192,17 +88,19 @@ def create_network(
     """Return the network called `name`.
 
     Args:
-      name: "cnn" or "mlp".
+      name: "cnn" or "mlp", or that of one of the user's own; see `config.own`.
       image_shape: (H, W, C) of an example.
       num_classes: number of logits, >= 1.
       compute_dtype: "float32" or "bfloat16".
 
     Raises:
       KeyError: no network has that name.
-      UsageError: it cannot take images of this shape.
+      UsageError: it cannot take images of this shape, or is the user's own and not usable.
     """
-    module = {"cnn": CNN, "mlp": MLP}[name]
     dtype = jnp.dtype(compute_dtype)
+    if is_own(name):
+        return create_own_network(name, image_shape, num_classes, dtype)
+    module = {"cnn": CNN, "mlp": MLP}[name]
 
     def create(key: jax.Array) -> nnx.Module:
         return module(
@@ -210,4 +108,4 @@ def create_network(
         )
 
     nnx.eval_shape(lambda: create(jax.random.key(0, impl="threefry2x32")))
-    return Network(create)
+    return Network(create, built_in=True)

@@ -66,6 +66,7 @@ def lower_replica_hashes(mesh: Mesh, state: TrainState) -> jax.stages.Lowered:
 
 def _hash(leaf: jax.Array) -> jax.Array:
     """Return a uint32 that changes with every bit of the leaf."""
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf.ravel(), unsigned).astype(jnp.uint32)
     weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
+from trainer.errors import RunError
 from trainer.step.averages import NO_AVERAGES, Averages, Averaging
-from trainer.step.networks import Arrays, Network
+from trainer.step.functional import Arrays, Network
 from trainer.step.randomness import root_key
 
 
@@ -64,6 +65,20 @@ def create_train_state(init: Callable[[], TrainState], sharding: NamedSharding) 
     return jax.jit(init, out_shardings=sharding)()
 
 
+def check_first_state(state: TrainState) -> None:
+    """Refuse to train from parameters that are not finite.
+
+    Raises:
+      RunError: one is not; the message names it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise RunError(
+                f"parameter {leaf_name(path)} is not finite before the first step: its "
+                "initializer in the network makes NaN or infinity"
+            )
+
+
 def abstract_train_state(init: Callable[[], TrainState], sharding: NamedSharding) -> TrainState:
     """Return the shapes, dtypes and sharding of the state as jax.ShapeDtypeStruct leaves."""
     return jax.tree.map(
@@ -77,11 +92,18 @@ def match_leaves(abstract: Any, leaves: Mapping[str, np.ndarray]) -> Any:
 
     Args:
       abstract: a pytree of shapes and dtypes, such as those of a state.
-      leaves: leaf name to array; others are left out.
+      leaves: leaf name to array. What belongs to other parts than those of `abstract`, such as
+        "opt_state/..." where only "params" is asked for, is left out.
 
     Raises:
-      ValueError: a leaf is missing, or has another shape or dtype; the message names it.
+      ValueError: a leaf is missing, has another shape or dtype, or has no place; it is named.
     """
+    names = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)}
+    children = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=lambda x: x is not abstract)
+    parts = {leaf_name(path) for path, _ in children}
+    for name in leaves:
+        if name not in names and name.split("/")[0] in parts:
+            raise ValueError(f"{name} has no place in it")
 
     def match(path: Any, expected: jax.ShapeDtypeStruct) -> np.ndarray:
         name = leaf_name(path)

@@ -14,12 +14,15 @@ from jax.sharding import PartitionSpec as P
 from trainer.devices import DATA_AXIS
 from trainer.step.averages import NO_AVERAGES, Averaging
 from trainer.step.examples import Examples, take
-from trainer.step.networks import Arrays, Network
+from trainer.step.functional import Arrays, Network
 from trainer.step.randomness import dropout_key
 from trainer.step.reductions import ALL_REDUCE, TREE, all_reduce_sum, tree_sum
+from trainer.step.shard_programs import ShardPrograms, create_shard_programs
 from trainer.step.state import TrainState
 
 Metrics = dict[str, jax.Array]
+# Of gradient, statistics and metrics, over a shard; or their means over the batch.
+_Sums = tuple[optax.Params, Arrays, Metrics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +56,10 @@ class TwoPrograms:
         return TwoPrograms(self.gradient.compile(), self.update.compile())
 
     def parts(self) -> dict[str, Any]:
-        """Return both programs by name."""
-        return {"gradient": self.gradient, "update": self.update}
+        """Return the programs by name."""
+        apart = isinstance(self.gradient, ShardPrograms)
+        gradient = self.gradient.parts() if apart else {"gradient": self.gradient}
+        return {**gradient, "update": self.update}
 
 
 def create_train_step(
@@ -95,28 +100,35 @@ def create_train_step(
       are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
       "learning_rate", and "momentum" if it has a schedule: those that were applied.
     """
-    add_up, parts_per_device = all_reduce_sum, 1
+    add_up, shards_per_device = all_reduce_sum, 1
     if reduction == TREE:
-        add_up, parts_per_device = tree_sum, gradient_shards // mesh.size
+        add_up, shards_per_device = tree_sum, gradient_shards // mesh.size
+    # Its own jit: traced once, however many shards there are.
+    gradient_sum = jax.jit(partial(_gradient_sum, network))
 
-    def gradient(
-        state: TrainState, examples: Examples, batches: jax.Array
-    ) -> tuple[optax.Params, Arrays, Metrics]:
-        indices = batches[state.step % len(batches)]
-        first = jax.lax.axis_index(DATA_AXIS) * parts_per_device
-        # Its own jit: traced once, however many parts there are.
-        gradient_of = jax.jit(partial(_gradient_sum, network))
-        parts = [
-            gradient_of(state, *take(examples, part), dropout_key(seed, state.step, first + i))
-            for i, part in enumerate(jnp.split(indices, parts_per_device))
-        ]
-        grads, statistics, metrics = add_up(parts)
-        num_examples, num_shards = indices.size * mesh.size, parts_per_device * mesh.size
+    def select(step: jax.Array, batches: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        indices = batches[step % len(batches)]
+        first = jax.lax.axis_index(DATA_AXIS) * shards_per_device
+        shards = jnp.split(indices, shards_per_device)
+        return [(shard, first + i) for i, shard in enumerate(shards)]
+
+    def gradient_of(
+        state: TrainState, examples: Examples, indices: jax.Array, number: jax.Array
+    ) -> _Sums:
+        return gradient_sum(state, *take(examples, indices), dropout_key(seed, state.step, number))
+
+    def mean(sums: list[_Sums], num_examples: int) -> _Sums:
+        grads, statistics, metrics = add_up(sums)
         return (
             _scale(grads, 1 / num_examples),
-            _scale(statistics, 1 / num_shards),
+            _scale(statistics, 1 / (shards_per_device * mesh.size)),
             _scale(metrics, 1 / num_examples),
         )
+
+    def gradient(state: TrainState, examples: Examples, batches: jax.Array) -> _Sums:
+        shards = select(state.step, batches)
+        sums = [gradient_of(state, examples, *shard) for shard in shards]
+        return mean(sums, batches.shape[1] * mesh.size)
 
     update = partial(_update, tx, schedule, momentum_schedule, averaging)
 
@@ -128,7 +140,11 @@ def create_train_step(
         return state, metrics | applied
 
     def over_devices(function: Callable, *in_specs: P, donate: tuple[int, ...]) -> Any:
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=P())
+        # A lax.scan whose carry begins with zeros, such as that of nnx.RNN, is no function of
+        # values that vary over the devices, as the types would have it.
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=network.built_in
+        )
         return jax.jit(mapped, donate_argnums=donate)
 
     batches_spec = P(None, DATA_AXIS)
@@ -136,7 +152,9 @@ def create_train_step(
         # In one program with the sums, XLA:CPU would fuse the update with them, and contract
         # multiplications and additions differently on one device than on several.
         return TwoPrograms(
-            over_devices(gradient, P(), P(), batches_spec, donate=()),
+            over_devices(gradient, P(), P(), batches_spec, donate=())
+            if network.built_in
+            else create_shard_programs(select, gradient_of, mean, mesh),
             over_devices(update, P(), P(), P(), donate=(0,)),
         )
     return over_devices(train_step, P(), P(), batches_spec, donate=(0,))
@@ -144,7 +162,7 @@ def create_train_step(
 
 def _gradient_sum(
     network: Network, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array
-) -> tuple[optax.Params, Arrays, Metrics]:
+) -> _Sums:
     """Return gradient and metrics of the loss, summed over a shard, and its new statistics."""
 
     def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:

@@ -24,7 +24,11 @@ from trainer.step.reductions import ALL_REDUCE
 logger = logging.getLogger(__name__)
 
 # The programs that a step consists of, whichever of them a run has.
-_STEP = ("train_step", "train_steps", "gradient", "update")
+_STEP = (
+    *("train_step", "train_steps", "gradient"),
+    *("shard_gradient", "select", "add_up"),
+    "update",
+)
 
 
 def preflight(config: TrainConfig, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -119,6 +123,9 @@ def _needed(programs: dict[str, Compiled]) -> int:
 def _describe_step(target: Target, job: Job, programs: dict[str, Compiled]) -> dict[str, Any]:
     """Return what one step computes and moves, and how long it takes at the very least."""
     parts = [programs[name] for name in _STEP if name in programs]
+    if "shard_gradient" in programs:
+        shards = job.config.gradient_shards // job.mesh.size
+        parts += [programs["shard_gradient"]] * (shards - 1)
     # A loop whose trip count is known counts all its turns.
     turns = job.config.steps_per_call if any(any(p.loops) for p in parts) else 1
     # XLA counts the whole split as read where a step gathers a few rows of it.
