@@ -44,7 +44,9 @@ def test_what_is_unset_has_no_line(tmp_path: Path) -> None:
     assert read(flagfile(TrainConfig(), []), tmp_path).config == TrainConfig()
 
 
-@pytest.mark.parametrize("folder", ["/ends in a space ", "/has\na line", "/has\x85another"])
+@pytest.mark.parametrize(
+    "folder", ["/ends in a space ", "/has\na line", "/has\x85another", "/no\udcfftext"]
+)
 def test_what_a_line_cannot_hold_is_only_said(folder: str, tmp_path: Path) -> None:
     text = flagfile(TrainConfig(data_dir=folder), [])
     assert f"# no line of a flagfile can hold --data_dir={folder!r}\n" in text

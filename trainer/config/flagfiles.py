@@ -70,7 +70,8 @@ def _line(name: str, value: Any) -> str:
     if value is None:
         return ""
     text = str(value)  # Of a float: the shortest that is read back as the same one.
-    if text != text.rstrip() or len(text.splitlines()) > 1:
-        # A flagfile is read line by line, without the space at their ends.
+    # A flagfile is text, and read line by line, without the space at the ends of lines.
+    is_text = text.encode(errors="ignore").decode() == text
+    if not is_text or text != text.rstrip() or len(text.splitlines()) > 1:
         return f"# no line of a flagfile can hold --{name}={text!r}"
     return f"--{name}={text}"
