@@ -63,6 +63,7 @@ class Predictor:
         checkpoint = load_checkpoint(workdir)
         self.image_shape = tuple(checkpoint.inputs["image_shape"])
         self.dataset = checkpoint.config.dataset
+        self.model = checkpoint.config.model
         self.step = checkpoint.step
         self.infer = create_inference(checkpoint)
 
