@@ -27,7 +27,7 @@ class Network(nnx.Module):
         x = nnx.avg_pool(nnx.relu(x), (2, 2), strides=(2, 2))
         x = self.norm2(self.conv2(x))
         x = nnx.avg_pool(nnx.relu(x), (2, 2), strides=(2, 2))
-        x = self.dense1(x.reshape(len(x), -1))
+        x = self.dense1(x.reshape(x.shape[0], -1))
         x = nnx.relu(self.dropout2(x))
         return self.dense2(x).astype(jnp.float32)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,21 @@ from trainer.schedules import create_plan
         ({"lr_min": 0.5}, "--lr_min=0.5 is above --lr_max=0.03; use 0 <= lr_min <= lr_max"),
         ({"momentum": 1.0}, "--momentum=1.0 .*use 0 <= momentum < 1"),
         ({"optimizer": "adm"}, "--optimizer=adm .*use sgd or adamw"),
+        (
+            {"model": "nets/own:Network"},
+            "--model=nets/own:Network is not valid; use cnn or mlp, or your own: "
+            "package.module:Network or path/file.py:Network",
+        ),
+        ({"model": "nets/own.py"}, "--model=nets/own.py is not valid; use cnn or mlp, or your own"),
+        ({"optimizer": "own.create"}, "--optimizer=own.create .* or path/file.py:create"),
+        (
+            {"optimizer": "own:create", "momentum": 0.5},
+            "--momentum=0.5 is for sgd and adamw, and has no effect on --optimizer=own:create; ",
+        ),
+        (
+            {"optimizer": "own:create", "momentum_min": 0.8, "momentum_max": 0.9},
+            "--momentum_min=0.8 is for sgd and adamw, and has no effect on --optimizer=own:create",
+        ),
         ({"num_steps": 0}, "--num_steps=0 .*use num_steps >= 1"),
         ({"seed": -1}, "--seed=-1 .*use 0 <= seed <= 4294967295"),
         ({"reduction": "sum"}, "--reduction=sum .*use auto, tree or allreduce"),
@@ -55,6 +71,21 @@ from trainer.schedules import create_plan
 def test_wrong_values_are_named(wrong: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TrainConfig(**wrong)
+
+
+def test_the_path_of_a_file_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is the same file wherever the run resumes; a module has no folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    names = ("nets/own.py:Network", "../own.py:Network", "~/own.py:Network", "nets.own:Network")
+    found = [TrainConfig(model=name).model for name in names]
+    assert found == [
+        f"{tmp_path}/nets/own.py:Network",
+        f"{tmp_path.parent}/own.py:Network",
+        "/home/me/own.py:Network",
+        "nets.own:Network",
+    ]
+    assert [TrainConfig(model=name).model for name in found] == found
 
 
 def test_every_number_has_a_range_and_every_field_a_help() -> None:

@@ -28,7 +28,7 @@ class Network(nnx.Module):
         self.dropout = nnx.Dropout(0.2, rngs=rngs)
 
     def __call__(self, inputs):
-        return self.dense(self.dropout(self.norm(inputs.reshape(len(inputs), -1))))
+        return self.dense(self.dropout(self.norm(inputs.reshape(inputs.shape[0], -1))))
 
 def create():
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-3))
@@ -139,6 +139,19 @@ def test_a_file_that_has_changed(
     said = [record.getMessage() for record in caplog.records if "is not the file" in record.msg]
     assert len(said) == 2
     assert f"{before['model'][:8]}..., now " in said[0]
+
+
+def test_a_network_that_cannot_be_exported(
+    config: TrainConfig, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture
+) -> None:
+    """It counts the images, whose number an export leaves open."""
+    (tmp_path / "own.py").write_text(SOURCE.replace("inputs.shape[0]", "len(inputs)"))
+    train(config, tmp_path / "run")
+    assert command("export", f"--workdir={tmp_path}/run") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --model={tmp_path}/own.py:Network cannot be exported")
+    assert "inputs.shape[0] is that number, and len(inputs) is not known" in error
+    assert "Traceback" not in error
 
 
 def test_a_file_that_is_gone(

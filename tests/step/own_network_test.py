@@ -29,7 +29,7 @@ class Normed(nnx.Module):
 
     def __call__(self, inputs):
         """Return logits."""
-        return self.dense(self.norm(inputs.reshape(len(inputs), -1)))
+        return self.dense(self.norm(inputs.reshape(inputs.shape[0], -1)))
 
 
 class Restless(nnx.Module):

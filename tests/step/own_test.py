@@ -18,7 +18,7 @@ class Network(nnx.Module):
     def __init__(self, *, image_shape, num_classes, dtype, rngs):
         self.dense = nnx.Linear(784, num_classes, rngs=rngs)
     def __call__(self, inputs):
-        return self.dense(inputs.reshape(len(inputs), -1))
+        return self.dense(inputs.reshape(inputs.shape[0], -1))
 """
 
 
@@ -78,10 +78,10 @@ NO_NETWORK = {
     ),
     "layers that do not fit": (
         network("784", "100"),
-        "own.py, line 8: return self.dense(inputs.reshape(len(inputs), -1)))",
+        "own.py, line 8: return self.dense(inputs.reshape(inputs.shape[0], -1)))",
     ),
     "a batch of a fixed size": (
-        network("len(inputs), -1", "128, -1"),
+        network("inputs.shape[0], -1", "128, -1"),
         "its __call__ (in evaluation) raises TypeError: cannot reshape array of shape",
     ),
     "another number of classes": (

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from trainer.commands.predict.inference import Predictor
+from trainer.config.own import is_own
 from trainer.errors import RunError, UsageError
 from trainer.run.selection import AS_TRAINED, Selection
 from trainer.workdir.storage import write_whole
@@ -44,7 +45,17 @@ def export(
     predictor = Predictor(workdir, selection=selection)
     (n,) = jax.export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, *predictor.image_shape), jnp.uint8)
-    exported = jax.export.export(jax.jit(predictor.infer), platforms=_PLATFORMS)(images)
+    try:
+        exported = jax.export.export(jax.jit(predictor.infer), platforms=_PLATFORMS)(images)
+    except Exception as error:
+        if not is_own(predictor.model):
+            raise
+        # Whatever a network makes of a number of images that is not known.
+        raise UsageError(
+            f"--model={predictor.model} cannot be exported for any number of images and for "
+            f"{', '.join(_PLATFORMS)}: {type(error).__name__}: {str(error).splitlines()[0]}; in "
+            "the network, inputs.shape[0] is that number, and len(inputs) is not known"
+        ) from error
     content = exported.serialize()
     _write(path, content)
     return {

@@ -17,6 +17,7 @@ from etils import epath
 
 from trainer import devices
 from trainer.config import TrainConfig, flagfile
+from trainer.config.own import short
 from trainer.errors import RunError, UsageError
 from trainer.records.range_figure import draw_range_test
 from trainer.records.words import dataset_name
@@ -91,7 +92,7 @@ def find_lr(
     logger.info("range test on %s: %s", devices.describe(job.mesh), how)
     test = analyze(*_measure(job, rates, window, config.log_every_steps), window)
     replace_file(workdir / CSV_FILE, _csv(test))
-    run = f"{dataset_name(config.dataset)}, {config.model}, {config.optimizer}, "
+    run = f"{dataset_name(config.dataset)}, {short(config.model)}, {short(config.optimizer)}, "
     run += f"batches of {config.batch_size}, seed {config.seed}: {how}"
     picture = draw_range_test(test, kind == EXPONENTIAL, run, workdir / FIGURE_FILE)
     logger.info("curves in %s and %s", picture, workdir / CSV_FILE)

@@ -30,6 +30,11 @@ def absolute(name: str) -> str:
     return f"{os.path.abspath(os.path.expanduser(path))}:{attribute}"
 
 
+def short(name: str) -> str:
+    """Return a name without the folders of its file, as it fits above a picture."""
+    return os.path.basename(name)
+
+
 def describe_form(attribute: str) -> str:
     """Return in words how something of the user's own is named.
 

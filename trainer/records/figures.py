@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from trainer.config import CONSTANT, TrainConfig
+from trainer.config.own import short
 from trainer.records import curves, panels, words
 from trainer.records.history import Resume, RunHistory, read_history
 from trainer.schedules import Plan
@@ -179,7 +180,7 @@ def _describe_config(config: TrainConfig, steps_per_cycle: int | None) -> str:
     if config.lr_schedule == CONSTANT:
         rates, cycles = f"learning rate {config.lr_max:g}", ""
     return (
-        f"{words.dataset_name(config.dataset)}, {config.model}, {config.optimizer}, "
+        f"{words.dataset_name(config.dataset)}, {short(config.model)}, {short(config.optimizer)}, "
         f"batches of {config.batch_size:,}; {config.lr_schedule}, "
         f"{rates}{cycles}; seed {config.seed}"
     )

@@ -149,7 +149,7 @@ def _form(image_shape: tuple[int, int, int], num_classes: int) -> str:
           self.dense = nnx.Linear({size}, num_classes, dtype=dtype, rngs=rngs)
       def __call__(self, inputs):
           # inputs float32[B,{height},{width},{channels}], logits float32[B,{num_classes}]
-          return self.dense(inputs.reshape(len(inputs), -1)).astype(jnp.float32)"""
+          return self.dense(inputs.reshape(inputs.shape[0], -1)).astype(jnp.float32)"""
 
 
 def _hint(value: Any) -> str:

@@ -70,6 +70,7 @@ class Predictor:
         checkpoint = selection.load(workdir)
         self.image_shape = tuple(checkpoint.inputs["image_shape"])
         self.dataset = checkpoint.config.dataset
+        self.model = checkpoint.config.model
         self.step = checkpoint.step
         self.infer = create_inference(checkpoint)
 
