@@ -86,9 +86,10 @@ STARTS = ("subprocess", "multiprocessing", "pty", "tests.helpers.start_trainer")
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*_test.py")), ids=lambda path: path.name)
 def test_tests_that_start_processes_are_of_the_system_tier(path: Path) -> None:
-    if path.parent.name == "system":
-        assert "pytestmark = pytest.mark.system" in path.read_text() or (
-            "pytestmark = [\n    pytest.mark.system,\n" in path.read_text()
+    tier = path.parent.name
+    if tier in ("system", "accelerator"):
+        assert f"pytestmark = pytest.mark.{tier}" in path.read_text() or (
+            f"pytestmark = [\n    pytest.mark.{tier},\n" in path.read_text()
         )
     else:
         assert not [name for name in imported(path) if name.startswith(STARTS)]

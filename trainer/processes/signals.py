@@ -59,8 +59,11 @@ class _Interruption:
         self._done.set()
 
     def interrupts(self) -> bool:
-        """Interrupt the main thread once."""
+        """Interrupt the main thread once, when nothing that it prints is seen any more."""
         raised, self._raised = self._raised, True
+        if not raised:
+            # An import that is interrupted in C prints a traceback of its own.
+            self._done.wait(_GRACE_SECONDS)
         return not raised
 
     def leave_if_begun(self) -> None:
