@@ -82,7 +82,8 @@ def test_the_page_works_as_pasted(tmp_path: pathlib.Path, data_dir: pathlib.Path
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["examples"] == 10000
     assert "Stopping and resuming changed nothing that is promised." in done.stderr
-    assert "leaves of the final state                  44  the same" in done.stderr
+    (leaves,) = re.findall(r"leaves of the final state +(\d+)  the same", done.stderr)
+    assert int(leaves) > 20  # The statistics of batch norms are among them.
 
 
 def test_the_same_bits_on_other_devices_and_processes(

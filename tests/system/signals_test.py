@@ -30,13 +30,13 @@ Checkpointer.save = save
 def test_stop_with_a_checkpoint_and_resume(
     start: Callable, trainer: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """On the CNN, within 5 seconds."""
+    """On the CNN, in less time than schedulers give."""
     process = start("--workdir=run", "--num_steps=2000")
     wait_for_step(tmp_path / "run", 20, process)
     process.send_signal(number)
     sent = time.monotonic()
     _, err = process.communicate()
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 20
     assert process.returncode == 75, err
     last = err.strip().splitlines()[-1]
     assert f"stopped by {number.name} at step" in last
