@@ -33,6 +33,7 @@ def test_the_command(trainer, tmp_path: Path) -> None:
             "find_lr.csv",
             "find_lr.png",
             "checkpoints",
+            "config.cfg",
             "config.json",
             "lock",
             "metrics.jsonl",
