@@ -24,7 +24,7 @@ from trainer.records.metrics import TENSORBOARD_DIR
 from trainer.run import loop
 from trainer.run.loop import train
 from trainer.workdir import storage
-from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE
+from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE, METRICS_FILE, RESUMES_FILE
 from trainer.workdir.lock import LOCK_FILE, lock
 
 pytestmark = pytest.mark.system
@@ -56,6 +56,7 @@ def test_a_run_in_a_bucket_is_the_local_run(
         "checkpoints",
         LOCK_FILE,
         CONFIG_FILE,
+        CONFIG_FLAGFILE,
         METRICS_FILE,
         RESUMES_FILE,
         "report.png",
@@ -98,9 +99,9 @@ def test_the_records_are_there_before_the_checkpoint(
 ) -> None:
     save, found = Checkpointer.save, []
 
-    def look_and_save(self, state, step, meta) -> None:
+    def look_and_save(self, state, step, meta, best=None) -> None:
         found.append((step, len(read_metrics(remote_workdir, "train"))))
-        save(self, state, step, meta)
+        save(self, state, step, meta, best)
 
     monkeypatch.setattr(Checkpointer, "save", look_and_save)
     train(short, remote_workdir)
@@ -159,7 +160,7 @@ def test_a_trainer_that_lost_its_lease_saves_nothing(
     monkeypatch.setattr(loop, "note_start", note_and_steal)
     with pytest.raises(RunError, match=r"is being written by the thief now: .*nothing was saved"):
         train(short, remote_workdir)
-    assert names(workdir) == {LOCK_FILE, CONFIG_FILE}
+    assert names(workdir) == {LOCK_FILE, CONFIG_FILE, CONFIG_FLAGFILE}
     with pytest.raises(UsageError, match="is being written by the thief"):
         train(short, remote_workdir)
 
