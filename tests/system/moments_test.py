@@ -104,6 +104,29 @@ def test_python_is_in_another_language(start: Callable) -> None:
     assert process.returncode == 130, error
 
 
+# An import, or a callback, that prints what interrupts it; the thread that hears signals is slow.
+TELLTALE = """\
+import sys, time, traceback, trainer.devices
+from trainer.processes import signals
+signals.on_interruption(lambda name: time.sleep(0.3))
+def configure(*_):
+    try:
+        print("moment", file=sys.stderr)
+        time.sleep(99)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        raise
+trainer.devices.configure = configure
+"""
+
+
+def test_what_libraries_say_of_an_interruption_is_not_shown(start: Callable) -> None:
+    process = start(*LONG, patch=f"exec({TELLTALE!r})")
+    wait_for_line(process, "moment")
+    assert end(process, signal.SIGINT) == "interrupted\n"
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize("number", quick_with(signal.SIGTERM, SIGNALS[0], *SIGNALS[2:]))
 def test_the_first_step(start: Callable, tmp_path: Path, number: signal.Signals) -> None:
     """It is taken, and saved: from here on there is something to resume from."""
@@ -166,7 +189,10 @@ def test_the_bits_after_signals_at_any_moment(
         try:
             process.communicate(timeout=rng.uniform(0.5, 5) if len(statuses) < 6 else None)
         except subprocess.TimeoutExpired:
-            end(process, rng.choice(SIGNALS))
+            number = rng.choice(SIGNALS)
+            error = end(process, number)
+            if process.returncode == -number and not error:
+                continue  # On a busy machine Python itself was still starting.
         statuses.append(process.returncode)
     assert {*statuses} <= {0, 75, 130}, statuses
     assert_same_run(tmp_path / "run", unbroken)

@@ -24,6 +24,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # Seconds that an interrupted command gets to remove its temporary files.
 _GRACE_SECONDS = 3.0
+# Seconds of these that the main thread waits for the last word before it is interrupted.
+_LAST_WORD_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +54,22 @@ class _Interruption:
         if not self._begun.acquire(blocking=False):
             os._exit(Interrupted.exit_status)
         _leave_soon(number)
-        # What libraries say about an interruption is pages.
-        with contextlib.suppress(OSError, ValueError):
-            print("interrupted", file=sys.stderr, flush=True)
+        # What libraries say about an interruption is pages. The stream has a lock, which the main
+        # thread may hold.
+        with contextlib.suppress(OSError):
+            os.write(2, b"interrupted\n")
+        with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         self._done.set()
 
     def interrupts(self) -> bool:
-        """Interrupt the main thread once."""
-        raised, self._raised = self._raised, True
-        return not raised
+        """Interrupt the main thread once, after the last word has been said."""
+        if self._raised:
+            return False
+        self._raised = True
+        # A library that is interrupted in an import, or in a callback, prints a traceback.
+        self._done.wait(_LAST_WORD_SECONDS)
+        return True
 
     def leave_if_begun(self) -> None:
         """Leave now if there was a signal, after the others have been told."""
