@@ -189,7 +189,10 @@ def test_the_bits_after_signals_at_any_moment(
         try:
             process.communicate(timeout=rng.uniform(0.5, 5) if len(statuses) < 6 else None)
         except subprocess.TimeoutExpired:
-            end(process, rng.choice(SIGNALS))
+            number = rng.choice(SIGNALS)
+            error = end(process, number)
+            if process.returncode == -number and not error:
+                continue  # On a busy machine Python itself was still starting.
         statuses.append(process.returncode)
     assert {*statuses} <= {0, 75, 130}, statuses
     assert_same_run(tmp_path / "run", unbroken)
