@@ -29,6 +29,27 @@ QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
 SAVING = (*QUICK, "--num_steps=100", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
 
 
+# Configurations
+
+
+def smallest_run(folder: Path, num_train: int = 64, **changes: Any) -> TrainConfig:
+    """The smallest run there is, of images of 6x6 pixels in a file that is written to a folder."""
+    rng, count = np.random.default_rng(0), num_train + 16
+    images, labels = rng.integers(0, 256, (count, 6, 6), np.uint8), np.arange(count) % 4
+    train = {"x_train": images[16:], "y_train": labels[16:]}
+    np.savez(folder / "own.npz", **train, x_test=images[:16], y_test=labels[:16])
+    config = TrainConfig(
+        dataset=str(folder / "own.npz"),
+        data_dir=str(folder / "data"),
+        model="mlp",
+        batch_size=16,
+        num_devices=1,
+        tensorboard=False,
+        report=False,
+    )
+    return dataclasses.replace(config, **changes)
+
+
 # States
 
 

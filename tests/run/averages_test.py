@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import assert_same_bits, read_metrics, stored_state
+from tests.helpers import assert_same_bits, read_metrics, smallest_run, stored_state
 from trainer import load_checkpoint
 from trainer.checkpoints import read_newest, stored_steps
 from trainer.commands import inspection
@@ -25,24 +25,15 @@ CYCLE, NUM_STEPS = 4, 19
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A small run that saves every step; its third cycle ends in its third epoch."""
-    folder = tmp_path_factory.mktemp("averages")
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (96, 6, 6), np.uint8), np.arange(96) % 4
-    own = {"x_train": images[16:], "y_train": labels[16:], "x_test": images[:16]}
-    np.savez(folder / "own.npz", **own, y_test=labels[:16])
-    return TrainConfig(
-        dataset=str(folder / "own.npz"),
-        data_dir=str(folder / "data"),
-        model="mlp",
-        batch_size=16,
+    return smallest_run(
+        tmp_path_factory.mktemp("averages"),
+        num_train=80,
         steps_per_cycle=CYCLE,
         num_steps=NUM_STEPS,
         checkpoint_every_steps=1,
         keep_checkpoints=100,
         eval_every_steps=3,
         num_devices=2,
-        tensorboard=False,
-        report=False,
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import read_metrics
+from tests.helpers import read_metrics, smallest_run
 from trainer.checkpoints import read_newest
 from trainer.commands import inspection
 from trainer.config import TrainConfig
@@ -24,24 +24,13 @@ from trainer.step.randomness import pinned, root_key
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The smallest run there is: 64 examples of 6x6 pixels."""
-    folder = tmp_path_factory.mktemp("smallest")
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (80, 6, 6), np.uint8), np.arange(80) % 4
-    own = {"x_train": images[16:], "y_train": labels[16:], "x_test": images[:16]}
-    np.savez(folder / "own.npz", **own, y_test=labels[:16])
-    return TrainConfig(
-        dataset=str(folder / "own.npz"),
-        data_dir=str(folder / "data"),
-        model="mlp",
-        batch_size=16,
+    """Fifteen steps, four to an epoch."""
+    return smallest_run(
+        tmp_path_factory.mktemp("smallest"),
         steps_per_cycle=7,
         num_steps=15,
         checkpoint_every_steps=5,
         keep_checkpoints=10,
-        num_devices=1,
-        tensorboard=False,
-        report=False,
     )
 
 

@@ -26,6 +26,6 @@ class Keeping:
           best: the step of the best one, which stays as well, or None.
         """
         ends = [step for step in steps if step and step % self.steps_per_cycle == 0]
-        # The last none of a list is not list[-0:].
-        stay = {*steps[-self.newest :], *ends[len(ends) - min(self.cycle_ends, len(ends)) :], best}
+        last_ends = ends[-self.cycle_ends :] if self.cycle_ends else []
+        stay = {*steps[-self.newest :], *last_ends, best}
         return [step in stay for step in steps]

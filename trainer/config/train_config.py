@@ -1,12 +1,11 @@
 """The hyperparameters of a run."""
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from trainer.config.checks import check_field, check_together
 from trainer.config.options import (
-    CONSTANT,
     COUNT,
     COUNT_OR_NONE,
     FRACTION,
@@ -17,12 +16,10 @@ from trainer.config.options import (
     SEED,
     STEPS_PER_CYCLE,
     TRIANGULAR,
-    describe_valid,
-    is_valid,
     option,
 )
-from trainer.config.own import absolute, is_own
-from trainer.errors import RunError, UsageError
+from trainer.config.own import absolute
+from trainer.errors import RunError
 
 # Each says how long to train; on the command line the one given last counts.
 LENGTH_FIELDS = ("num_epochs", "num_steps", "num_cycles")
@@ -311,61 +308,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check every field on its own, then those that belong together."""
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            check_field(field, getattr(self, field.name))
             if field.metadata["own"]:
                 object.__setattr__(self, field.name, absolute(getattr(self, field.name)))
-        if self.lr_min > self.lr_max:
-            raise UsageError(
-                f"--lr_min={self.lr_min} is above --lr_max={self.lr_max}; use 0 <= lr_min <= lr_max"
-            )
-        self._check_own_optimizer()
-        self._check_momentum_range()
-        if self.num_steps is not None and self.num_cycles is not None:
-            raise UsageError(
-                f"--num_steps={self.num_steps} and --num_cycles={self.num_cycles} both say how "
-                "long to train; give one of them"
-            )
-        if self.gradient_shards and self.gradient_shards.bit_count() != 1:
-            raise UsageError(
-                f"--gradient_shards={self.gradient_shards} makes no binary tree; use a power of two"
-            )
-
-    def _check_own_optimizer(self) -> None:
-        """Refuse what an optimizer of the user's own would never be told."""
-        if not is_own(self.optimizer):
-            return
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            of_built_in = field.metadata["group"] == "Optimizer" and field.name != "optimizer"
-            if of_built_in and value != field.default:
-                raise UsageError(
-                    f"--{field.name}={value} is for sgd and adamw, and has no effect on "
-                    f"--optimizer={self.optimizer}; write it into your optimizer, and leave the "
-                    "flag out"
-                )
-
-    def _check_momentum_range(self) -> None:
-        """Check the two ends between which the momentum cycles, if it does."""
-        low, high = self.momentum_min, self.momentum_max
-        if low is None and high is None:
-            return
-        if low is None or high is None:
-            given = f"--momentum_min={low}" if high is None else f"--momentum_max={high}"
-            raise UsageError(
-                f"{given} is one end only; give both --momentum_min and --momentum_max, or "
-                "neither for a constant --momentum"
-            )
-        if low > high:
-            raise UsageError(
-                f"--momentum_min={low} is above --momentum_max={high}; "
-                "use 0 <= momentum_min <= momentum_max < 1"
-            )
-        if self.lr_schedule == CONSTANT:
-            raise UsageError(
-                f"--momentum_min={low} and --momentum_max={high} move against the learning rate, "
-                f"which --lr_schedule={CONSTANT} keeps still; use a cyclical --lr_schedule, or a "
-                "constant --momentum"
-            )
+        check_together(self)
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "TrainConfig":
@@ -424,30 +370,3 @@ class TrainConfig:
     def asked_steps(self, steps_per_cycle: int) -> int | None:
         """Return the length that num_steps or num_cycles ask for, or None if neither does."""
         return self.num_cycles * steps_per_cycle if self.num_cycles else self.num_steps
-
-
-_TYPES = {
-    "bool": (bool,),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "str": (str,),
-}
-
-
-def _check(field: dataclasses.Field, value: Any) -> None:
-    """Raise a UsageError if a value has another type, or another range, than its field declares."""
-    declared = getattr(field.type, "__name__", str(field.type))
-    is_flag = isinstance(value, bool)
-    if not isinstance(value, _TYPES[declared]) or is_flag != (declared == "bool"):
-        raise UsageError(f"--{field.name}={value!r} is not valid; its type is {declared}")
-    if not is_valid(field, value):
-        near = (
-            difflib.get_close_matches(str(value), field.metadata["valid"], n=1)
-            if (isinstance(field.metadata["valid"], tuple))
-            else []
-        )
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        valid = describe_valid(field, value)
-        raise UsageError(f"--{field.name}={value} is not valid{hint}; use {valid}")

@@ -109,7 +109,7 @@ def lower_programs(job: Job) -> dict[str, Any]:
       "train_step", or "train_steps" where a call takes several.
     """
     state, test = job.abstract_state, _abstract_splits(job)[1]
-    step = _lower_steps(job)
+    step = lower_steps(job)
     steps = step.parts() if isinstance(step, TwoPrograms) else {_name_of_steps(job): step}
     evaluate = lower_eval_step(job.network, job.mesh, state.params, state.statistics, test)
     programs = {
@@ -137,8 +137,15 @@ def _abstract_splits(job: Job) -> list[Examples]:
     ]
 
 
-def _lower_steps(job: Job) -> Any:
-    """Return the program of a call lowered; a step on its own needs no loop."""
+def lower_steps(job: Job) -> Any:
+    """Return the programs of a call of the devices, lowered; a step on its own needs no loop.
+
+    Args:
+      job: the run; its devices need not be there.
+
+    Returns:
+      `lower` of the train step, or of several in a loop where a call takes several.
+    """
     config, state, train = job.config, job.abstract_state, _abstract_splits(job)[0]
     batches = jax.ShapeDtypeStruct(
         (job.plan.steps_per_epoch, config.batch_size),
@@ -166,7 +173,7 @@ def _lower_steps(job: Job) -> Any:
 
 def _compile_steps(job: Job) -> TrainSteps:
     """Return the compiled function that takes some steps."""
-    program, most = _lower_steps(job).compile(), job.config.steps_per_call
+    program, most = lower_steps(job).compile(), job.config.steps_per_call
     if most == 1:
         return lambda state, train, batches, count: program(state, train, batches)
     sharding = devices.replicated(job.mesh)

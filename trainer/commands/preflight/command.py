@@ -17,7 +17,7 @@ from trainer.commands.preflight.targets import Target, parse_targets
 from trainer.commands.preflight.topologies import create_target_mesh
 from trainer.config import TrainConfig
 from trainer.run.job import Job, prepare
-from trainer.run.programs import lower_programs
+from trainer.run.programs import lower_programs, lower_steps
 from trainer.step.randomness import pinned
 from trainer.step.reductions import ALL_REDUCE
 
@@ -112,9 +112,10 @@ def _devices_per_chip(target: Target, job: Job) -> float:
 
 def _needed(programs: dict[str, Compiled]) -> int:
     """Return the bytes that a device needs at most: what lies there, and the largest program."""
-    step = [programs[name] for name in _STEP if name in programs]
-    # The state, the epoch's batches and both splits lie on the device all the time.
-    resident = step[0].arguments + programs["evaluate"].arguments
+    # The state, the epoch's batches and both splits lie on the device all the time. Each of the
+    # programs of a step is given a part of them, and the parameters count more than once.
+    always = [*(name for name in _STEP if name in programs), "evaluate"]
+    resident = sum(programs[name].arguments for name in always)
     code = sum(each.code for each in programs.values())
     working = max(each.temporaries + each.outputs - each.donated for each in programs.values())
     return resident + code + working
@@ -126,12 +127,10 @@ def _describe_step(target: Target, job: Job, programs: dict[str, Compiled]) -> d
     if "shard_gradient" in programs:
         shards = job.config.gradient_shards // job.mesh.size
         parts += [programs["shard_gradient"]] * (shards - 1)
-    # A loop whose trip count is known counts all its turns.
-    turns = job.config.steps_per_call if any(any(p.loops) for p in parts) else 1
     # XLA counts the whole split as read where a step gathers a few rows of it.
     split = job.source.num_train * math.prod(job.source.image_shape)
-    flops = sum(p.flops for p in parts) / turns
-    accessed = sum(p.accessed for p in parts) / turns - split
+    flops = sum(p.flops for p in parts)
+    accessed = sum(p.accessed for p in parts) - split
     if not flops:
         # XLA:GPU does not say. What is kept for a while is written and read once at least.
         flops = _flops_on_cpu(job)
@@ -170,7 +169,7 @@ def _flops_on_cpu(job: Job) -> float:
         steps_per_call=1,
     )
     here = dataclasses.replace(job, config=config, mesh=devices.create_mesh("cpu", 1))
-    return read_compiled(lower_programs(here)["train_step"].compile()).flops
+    return read_compiled(lower_steps(here).compile()).flops
 
 
 def _seconds(collective: Collective, num_devices: int, interconnect: float) -> float:

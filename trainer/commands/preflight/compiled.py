@@ -41,8 +41,8 @@ class Compiled:
       donated: bytes of results that take the place of arguments.
       temporaries: bytes that it needs while it runs.
       code: bytes of the program itself.
-      flops: floating-point operations; of a loop, those of one turn.
-      accessed: bytes read and written in memory; of a loop, those of one turn.
+      flops: floating-point operations; of a loop with an unknown trip count, those of one turn.
+      accessed: bytes read and written in memory, likewise.
       collectives: by kind.
       loops: trip count of each loop, None where the compiler does not know it.
       host_transfers: operations that move something to or from the host.

@@ -32,46 +32,39 @@ class Chip:
     example: str
 
 
-def _tpu(
-    page: str, flops: float, memory: float, bandwidth: float, ici: float, example: str
+def _chip(
+    platform: str,
+    page: str,
+    tflops: tuple[float, float],
+    memory: float,
+    bandwidth: float,
+    interconnect: float,
+    example: str,
 ) -> Chip:
-    """Return a TPU chip: TFLOP/s in bfloat16, GB, GB/s, GB/s."""
+    """Return a chip: TFLOP/s in float32 and bfloat16, GB, GB/s, GB/s."""
+    float32, bfloat16 = (1e12 * peak for peak in tflops)
     return Chip(
-        TPU,
-        memory * 1e9,
-        bandwidth * 1e9,
-        {"float32": flops * 1e12, "bfloat16": flops * 1e12},
-        ici * 1e9,
-        f"docs.cloud.google.com/tpu/docs/{page}",
+        platform,
+        1e9 * memory,
+        1e9 * bandwidth,
+        {"float32": float32, "bfloat16": bfloat16},
+        1e9 * interconnect,
+        page,
         example,
     )
 
 
-def _gpu(
-    page: str, tf32: float, bf16: float, memory: float, bandwidth: float, link: float, example: str
-) -> Chip:
-    """Return a GPU: TFLOP/s in TF32 and bfloat16, GB, GB/s, GB/s."""
-    return Chip(
-        GPU,
-        memory * 1e9,
-        bandwidth * 1e9,
-        {"float32": tf32 * 1e12, "bfloat16": bf16 * 1e12},
-        link * 1e9,
-        f"www.nvidia.com/en-us/data-center/{page}",
-        example,
-    )
-
-
+_GOOGLE, _NVIDIA = "docs.cloud.google.com/tpu/docs", "www.nvidia.com/en-us/data-center"
 CHIPS = {
-    "v4": _tpu("v4", 275, 32, 1200, 300, "v4:2x2x1"),
-    "v5e": _tpu("v5e", 197, 16, 819, 400, "v5e:2x4"),
-    "v5p": _tpu("v5p", 459, 95, 2765, 1200, "v5p:2x2x2"),
-    "v6e": _tpu("v6e", 918, 32, 1638, 800, "v6e:2x4"),
-    "tpu7x": _tpu("tpu7x", 2307, 192, 7380, 1200, "tpu7x:2x2x1"),
-    "a100": _gpu("a100", 156, 312, 80, 2039, 600, "a100:8"),
-    "h100": _gpu("h100", 494, 989, 80, 3350, 900, "h100:8"),
-    "h200": _gpu("h200", 494, 989, 141, 4800, 900, "h200:8"),
-    "b200": _gpu("hgx", 1125, 2250, 180, 7700, 1800, "b200:8"),
+    "v4": _chip(TPU, f"{_GOOGLE}/v4", (275, 275), 32, 1200, 300, "v4:2x2x1"),
+    "v5e": _chip(TPU, f"{_GOOGLE}/v5e", (197, 197), 16, 819, 400, "v5e:2x4"),
+    "v5p": _chip(TPU, f"{_GOOGLE}/v5p", (459, 459), 95, 2765, 1200, "v5p:2x2x2"),
+    "v6e": _chip(TPU, f"{_GOOGLE}/v6e", (918, 918), 32, 1638, 800, "v6e:2x4"),
+    "tpu7x": _chip(TPU, f"{_GOOGLE}/tpu7x", (2307, 2307), 192, 7380, 1200, "tpu7x:2x2x1"),
+    "a100": _chip(GPU, f"{_NVIDIA}/a100", (156, 312), 80, 2039, 600, "a100:8"),
+    "h100": _chip(GPU, f"{_NVIDIA}/h100", (494, 989), 80, 3350, 900, "h100:8"),
+    "h200": _chip(GPU, f"{_NVIDIA}/h200", (494, 989), 141, 4800, 900, "h200:8"),
+    "b200": _chip(GPU, f"{_NVIDIA}/hgx", (1125, 2250), 180, 7700, 1800, "b200:8"),
 }
 
 
