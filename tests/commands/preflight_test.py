@@ -151,6 +151,16 @@ def test_a_report(here: Target, config: TrainConfig, reduction: str) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_the_moments_of_the_optimizer_are_counted(here: Target, config: TrainConfig) -> None:
+    """With the tree the gradient's program does not see them, but they lie on the device."""
+    needed = []
+    for optimizer in ("sgd", "adamw"):
+        given = dataclasses.replace(config, optimizer=optimizer, reduction="tree")
+        (report,) = command.preflight(given, ["cpu:2"])
+        needed.append(report["bytes_needed"])
+    assert needed[1] - needed[0] >= 4 * (784 * 128 + 128 + 128 * 10 + 10)
+
+
 @pytest.mark.parametrize("here", [2e6], indirect=True)
 def test_what_does_not_fit(here: Target, config: TrainConfig) -> None:
     (report,) = command.preflight(config, ["cpu:2"])

@@ -176,6 +176,10 @@ def test_an_ensemble_is_the_mean_of_probabilities(config: TrainConfig, averaged_
     np.testing.assert_allclose(create_inference(ensemble)(images), expected, rtol=1e-5)
     found = inspection.evaluate(averaged_run, config, Selection(ensemble=3))
     assert (found["step"], found["ensemble"], found["examples"]) == (16, [8, 12, 16], 16)
+    with np.load(config.dataset) as own:
+        each = [create_inference(member)(own["x_test"][..., None]) for member in members]
+        right = np.mean(each, axis=0)[np.arange(16), own["y_test"]]
+    assert found["loss"] == pytest.approx(-np.log(right).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

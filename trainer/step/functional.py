@@ -1,7 +1,6 @@
 """A module of Flax NNX as pure functions of plain arrays, as the step uses it."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -100,7 +99,7 @@ class Ensemble:
         return self.network.built_in
 
     def apply(self, params: Arrays, statistics: Arrays, inputs: jax.Array) -> jax.Array:
-        """Return the logarithm of the mean of the softmax of the logits of all.
+        """Return logits whose softmax is the mean of the softmax of the logits of all.
 
         Args:
           params: step, as text, to the parameters of that step; see `Network.init`.
@@ -108,13 +107,13 @@ class Ensemble:
           inputs: float32[B, H, W, C].
 
         Returns:
-          float32[B, num_classes]; their softmax is the mean itself.
+          float32[B, num_classes].
         """
         each = [
             jax.nn.log_softmax(self.network.apply(params[step], statistics[step], inputs))
             for step in sorted(params, key=int)
         ]
-        return jax.nn.logsumexp(jnp.stack(each), axis=0) - math.log(len(each))
+        return jax.nn.logsumexp(jnp.stack(each), axis=0)
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
