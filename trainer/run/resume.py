@@ -142,14 +142,21 @@ def check_sources(restored: "Restored | Checkpoint", sources: dict[str, str]) ->
 def resumed_state(job: "Job", restored: Restored) -> TrainState:
     """Return the state of a checkpoint on the devices of the run.
 
-    Averages that the run did not keep before begin with the parameters of the checkpoint.
+    Averages that the run did not keep before begin with the parameters of the checkpoint; those that
+    it no longer keeps are dropped.
 
     Raises:
       RunError: its leaves are not those of the run's state.
     """
+    kept = tuple(f"averages/{kind}/" for kind in job.abstract_state.averages)
+    leaves = {
+        name: leaf
+        for name, leaf in restored.leaves.items()
+        if not name.startswith("averages/") or name.startswith(kept)
+    }
     try:
         begun = _begin_averages(job, restored)
-        state = match_leaves(job.abstract_state, restored.leaves | begun)
+        state = match_leaves(job.abstract_state, leaves | begun)
     except ValueError as error:
         raise RunError(
             f"checkpoint {restored.step} does not fit the run: {error}; start in another --workdir"
