@@ -37,3 +37,33 @@ def test_the_number_chosen_fits_cores_and_batch(batch_size: int, power: int) -> 
     found = configured("auto", 0, batch_size)
     cores = len(os.sched_getaffinity(0))
     assert found["devices"] == min(power, 2 ** (min(max(cores // 2, 1), 8).bit_length() - 1))
+
+
+@pytest.mark.parametrize("model", ["cnn", "mlp"])
+def test_bits_do_not_depend_on_the_threads(model: str) -> None:
+    """The gradients of shards of 8, 16 and 64 examples, by a process for each number of threads."""
+    program = (
+        "import hashlib, jax, jax.numpy as jnp, numpy as np\n"
+        "from trainer.step.networks import create_network\n"
+        f"network = create_network({model!r}, (28, 28, 1), 10)\n"
+        "params, statistics = network.init(jax.random.key(0))\n"
+        "key = jax.random.key(1)\n"
+        "@jax.jit\n"
+        "@jax.grad\n"
+        "def grads(params, images):\n"
+        "    logits, _ = network.apply_in_training(params, statistics, images, key)\n"
+        "    return jax.nn.logsumexp(logits, -1).sum()\n"
+        "digest = hashlib.sha256()\n"
+        "for size in (8, 16, 64):\n"
+        "    images = jax.random.normal(key, (size, 28, 28, 1))\n"
+        "    for leaf in jax.tree.leaves(grads(params, images)):\n"
+        "        digest.update(np.asarray(leaf).tobytes())\n"
+        "print(digest.hexdigest())"
+    )
+    found = {}
+    for threads in (2, 3, 4, 8, 32):
+        environment = os.environ | {"PJRT_NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", program]
+        out = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
+        found[threads] = out.stdout
+    assert len(set(found.values())) == 1, found

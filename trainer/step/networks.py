@@ -1,5 +1,6 @@
 """The networks by name: images in, logits out."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,8 +9,11 @@ from flax import nnx
 
 from trainer.config.own import is_own
 from trainer.errors import UsageError
+from trainer.step.dense import dense_product
 from trainer.step.functional import Network
 from trainer.step.own_network import create_own_network
+
+Dense = partial(nnx.Linear, dot_general=dense_product)
 
 
 class CNN(nnx.Module):
@@ -42,8 +46,8 @@ class CNN(nnx.Module):
             )
         self.conv1 = nnx.Conv(channels, 32, (3, 3), dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(32, 64, (3, 3), dtype=dtype, rngs=rngs)
-        self.dense1 = nnx.Linear(height // 4 * (width // 4) * 64, 256, dtype=dtype, rngs=rngs)
-        self.dense2 = nnx.Linear(256, num_classes, dtype=dtype, rngs=rngs)
+        self.dense1 = Dense(height // 4 * (width // 4) * 64, 256, dtype=dtype, rngs=rngs)
+        self.dense2 = Dense(256, num_classes, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -69,8 +73,8 @@ class MLP(nnx.Module):
     ):
         """Make the layers; see `CNN` for the arguments."""
         height, width, channels = image_shape
-        self.dense1 = nnx.Linear(height * width * channels, 128, dtype=dtype, rngs=rngs)
-        self.dense2 = nnx.Linear(128, num_classes, dtype=dtype, rngs=rngs)
+        self.dense1 = Dense(height * width * channels, 128, dtype=dtype, rngs=rngs)
+        self.dense2 = Dense(128, num_classes, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
