@@ -142,8 +142,8 @@ def check_sources(restored: "Restored | Checkpoint", sources: dict[str, str]) ->
 def resumed_state(job: "Job", restored: Restored) -> TrainState:
     """Return the state of a checkpoint on the devices of the run.
 
-    Averages that the run did not keep before begin with the parameters of the checkpoint; those that
-    it no longer keeps are dropped.
+    Averages that the run did not keep before begin with the parameters of the checkpoint; those
+    that it no longer keeps are dropped.
 
     Raises:
       RunError: its leaves are not those of the run's state.
