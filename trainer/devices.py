@@ -146,6 +146,11 @@ def create_mesh(platform: str, num_devices: int) -> Mesh:
     return Mesh(np.array(devices), (DATA_AXIS,))
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Return "cpu", "gpu" or "tpu"; its devices need not be here."""
+    return str(mesh.devices.flat[0].platform)
+
+
 def are_there(num_devices: int) -> bool:
     """Return whether the first n devices, or with 0 all, can be used here."""
     return num_devices in (0, jax.device_count()) or (

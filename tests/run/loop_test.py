@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_same_bits, checkpoint_steps, read_metrics, resolved, stored_state
+from trainer import devices
 from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
@@ -270,8 +271,15 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     assert "\n" not in warning
 
 
-def test_steps_in_calls_are_the_steps_one_by_one(config: TrainConfig, tmp_path: Path) -> None:
-    """The same program takes any number of steps, so stops that shift the calls change no bit."""
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_steps_in_calls_are_the_steps_one_by_one(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    """The same program takes any number of steps, so stops that shift the calls change no bit.
+
+    Also in the form for GPUs, whose loop has a fixed length.
+    """
+    monkeypatch.setattr(devices, "platform_of", lambda mesh: platform)
     momentum = {"momentum_min": 0.8, "momentum_max": 0.95}
     config = dataclasses.replace(config, reduction="allreduce", num_steps=45, **momentum)
     train(config, tmp_path / "one")
@@ -303,15 +311,20 @@ def test_several_steps_a_call_and_the_tree_exclude_each_other(
 
 
 @pytest.mark.parametrize(
-    ("asked", "reduction", "platform", "chosen"),
+    ("asked", "reduction", "platform", "interval", "chosen"),
     [
-        (0, "allreduce", "cpu", 1),
-        (0, "tree", "gpu", 1),
-        (0, "allreduce", "gpu", 32),
-        (0, "allreduce", "tpu", 32),
-        (4, "allreduce", "cpu", 4),
-        (1, "allreduce", "gpu", 1),
+        (0, "allreduce", "cpu", 100, 1),
+        (0, "tree", "gpu", 100, 1),
+        (0, "allreduce", "gpu", 468, 32),
+        (0, "allreduce", "tpu", 100, 25),
+        (0, "allreduce", "gpu", 33, 17),
+        (0, "allreduce", "gpu", 1, 1),
+        (4, "allreduce", "cpu", 3, 4),
+        (1, "allreduce", "gpu", 100, 1),
     ],
 )
-def test_steps_per_call(asked: int, reduction: str, platform: str, chosen: int) -> None:
-    assert choose_steps_per_call(asked, reduction, platform) == chosen
+def test_steps_per_call(
+    asked: int, reduction: str, platform: str, interval: int, chosen: int
+) -> None:
+    """What is chosen cuts the interval into calls of nearly equal length."""
+    assert choose_steps_per_call(asked, reduction, platform, interval) == chosen

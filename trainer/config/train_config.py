@@ -275,7 +275,8 @@ class TrainConfig:
         0,
         "Devices",
         "steps that the devices take without the host, at most; 0: 1 on a CPU (its loops make "
-        "convolutions many times slower) and with tree, else 32",
+        "convolutions many times slower) and with tree, else up to 32, so that tests and "
+        "checkpoints fall at the ends of calls",
         valid=COUNT_OR_NONE,
         trajectory=False,
     )

@@ -232,7 +232,12 @@ def _resolve(
     reduction, gradient_shards = choose_reduction(
         reduction, gradient_shards, config.batch_size, mesh
     )
-    platform = mesh.devices.flat[0].platform
+    steps_per_call = choose_steps_per_call(
+        config.steps_per_call,
+        reduction,
+        devices.platform_of(mesh),
+        min(intervals(config, plan)),
+    )
     return dataclasses.replace(
         config,
         num_steps=plan.num_steps,
@@ -241,5 +246,21 @@ def _resolve(
         eval_every_steps=plan.eval_every_steps,
         reduction=reduction,
         gradient_shards=gradient_shards,
-        steps_per_call=choose_steps_per_call(config.steps_per_call, reduction, platform),
+        steps_per_call=steps_per_call,
     )
+
+
+def intervals(config: TrainConfig, plan: Plan) -> list[int]:
+    """Return after how many steps, each time, the host has something to do.
+
+    Args:
+      config: of the run.
+      plan: its durations in steps.
+    """
+    return [
+        plan.steps_per_epoch,
+        plan.eval_every_steps,
+        config.checkpoint_every_steps,
+        config.check_replicas_every_steps or plan.num_steps,
+        plan.steps_per_cycle if config.keep_cycle_ends else plan.num_steps,
+    ]

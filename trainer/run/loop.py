@@ -17,7 +17,7 @@ from trainer.processes.signals import StopRequest
 from trainer.processes.vote import StopVote
 from trainer.run.config_changes import check_names
 from trainer.run.describe import describe, describe_compilation
-from trainer.run.job import Job, prepare
+from trainer.run.job import Job, intervals, prepare
 from trainer.run.outputs import Outputs, note_start, open_outputs
 from trainer.run.programs import Data, Programs, start
 from trainer.step import TrainState
@@ -185,14 +185,7 @@ def _take_steps(
 def _steps_of_call(job: Job, done: int) -> int:
     """Return how many steps may be taken before something else is to be done."""
     config, plan = job.config, job.plan
-    intervals = [
-        plan.steps_per_epoch,
-        plan.eval_every_steps,
-        config.checkpoint_every_steps,
-        config.check_replicas_every_steps or plan.num_steps,
-        plan.steps_per_cycle if config.keep_cycle_ends else plan.num_steps,
-    ]
-    until_due = [every - done % every for every in intervals]
+    until_due = [every - done % every for every in intervals(config, plan)]
     return min(config.steps_per_call, plan.num_steps - done, *until_due)
 
 

@@ -167,7 +167,12 @@ def lower_steps(job: Job) -> Any:
         return train_step.lower(state, train, batches)
     sharding = devices.replicated(job.mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
-    several = create_train_steps(train_step, config.steps_per_call, sharding)
+    several = create_train_steps(
+        train_step,
+        config.steps_per_call,
+        sharding,
+        fixed_length=devices.platform_of(job.mesh) == "gpu",
+    )
     return several.lower(state, train, batches, count)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from trainer.devices import DATA_AXIS
+from trainer.devices import DATA_AXIS, platform_of
 from trainer.errors import UsageError
 
 AUTO, TREE, ALL_REDUCE = "auto", "tree", "allreduce"
@@ -47,7 +47,7 @@ def choose_reduction(
             "that has begun together with --allow_config_change=reduction)"
         )
     if reduction == AUTO:
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        on_cpu = platform_of(mesh) == "cpu"
         if on_cpu and obstacle:
             logger.info("--reduction=auto takes allreduce, not tree: %s", obstacle)
         # On GPU and TPU it has not been measured.

@@ -1,5 +1,9 @@
 """Several train steps in one call of the devices."""
 
+import math
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -14,13 +18,15 @@ from trainer.step.train_step import Metrics
 _STEPS_PER_CALL = 32
 
 
-def choose_steps_per_call(asked: int, reduction: str, platform: str) -> int:
+def choose_steps_per_call(asked: int, reduction: str, platform: str, interval: int) -> int:
     """Return how many steps a run takes in one call of the devices, at most.
 
     Args:
       asked: by the user; 0 chooses.
       reduction: "tree" or "allreduce".
       platform: of the devices.
+      interval: steps, >= 1, after which the host has something to do, such as a test. A number
+        that is chosen cuts it into calls of nearly equal length.
 
     Raises:
       UsageError: more than 1 are asked for together with "tree".
@@ -31,11 +37,18 @@ def choose_steps_per_call(asked: int, reduction: str, platform: str) -> int:
             "use --steps_per_call=1, or --reduction=allreduce"
         )
     # XLA:CPU runs convolutions in a loop 17 times slower (jax 0.10.2).
-    return asked or (1 if reduction == TREE or platform == "cpu" else _STEPS_PER_CALL)
+    if asked or reduction == TREE or platform == "cpu":
+        return asked or 1
+    calls = math.ceil(interval / _STEPS_PER_CALL)
+    return math.ceil(interval / calls)
 
 
 def create_train_steps(
-    train_step: jax.stages.Wrapped, most: int, sharding: NamedSharding
+    train_step: jax.stages.Wrapped,
+    most: int,
+    sharding: NamedSharding,
+    *,
+    fixed_length: bool = False,
 ) -> jax.stages.Wrapped:
     """Return the jitted function that takes several train steps in one call.
 
@@ -46,6 +59,9 @@ def create_train_steps(
       train_step: of one program, see `create_train_step`.
       most: steps that a call can take, >= 1.
       sharding: of state and metrics.
+      fixed_length: whether the loop takes `most` turns, those after `count` without effect. For
+        GPUs: of a loop whose length is not known when it is compiled, the host reads the condition
+        before every turn.
 
     Returns:
       train_steps(state, examples, batches, count) -> (state, metrics), for `count` int32[], at most
@@ -61,9 +77,17 @@ def create_train_steps(
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, rows = carry
-            state, metrics = train_step(state, examples, batches)
-            return state, {name: rows[name].at[i].set(metrics[name]) for name in rows}
+            new, metrics = train_step(state, examples, batches)
+            if fixed_length:
+                zeros = jax.tree.map(jnp.zeros_like, metrics)
+                new, metrics = _select(i < count, (new, metrics), (state, zeros))
+            return new, {name: rows[name].at[i].set(metrics[name]) for name in rows}
 
-        return jax.lax.fori_loop(0, count, body, (state, rows))
+        return jax.lax.fori_loop(0, most if fixed_length else count, body, (state, rows))
 
     return jax.jit(train_steps, donate_argnums=(0,), out_shardings=sharding)
+
+
+def _select(condition: jax.Array, there: Any, otherwise: Any) -> Any:
+    """Return one of two pytrees of arrays."""
+    return jax.tree.map(partial(jnp.where, condition), there, otherwise)
