@@ -21,6 +21,9 @@ A run on a Cloud TPU VM or a slice of a pod, by way of gcloud. Commands:
   --type=TYPE         accelerator type (or TPU_TYPE; default v5litepod-8)
   --version=VERSION   software version (or TPU_VERSION; default: the one for jax on that type)
   --spot              cheaper, but Google may take it away at any time
+  --queued            wait in Google's queue until there is one, which Google recommends; also for
+                      the other commands of this VM. Ctrl-C ends only the waiting
+  --flex_start=TIME   queued, for at most this long, such as 4h; without a quota of its own
   --dry_run           print the gcloud commands, run none
 
 What follows -- goes to the trainer. A type with more than 8 chips has several workers, which need
@@ -76,6 +79,21 @@ tpu_vm() {
     fi
 }
 
+# The same for the request in Google's queue, which has the name of its TPU VM.
+queue() {
+    local group=compute verb=$1
+    shift
+    # Flex-start is not in the released commands yet.
+    [[ -z $flex_start ]] || group="alpha compute"
+    # shellcheck disable=SC2206 # two words
+    local words=(gcloud $group tpus queued-resources "$verb" "$name" "$@" "${where[@]}")
+    if [[ $dry_run == yes ]]; then
+        show "${words[@]}"
+    else
+        "${words[@]}"
+    fi
+}
+
 # Run launch/tpu_worker.sh there: on_workers all|NUMBER ARGUMENT...
 on_workers() {
     local worker=$1
@@ -84,9 +102,9 @@ on_workers() {
         --command="bash cyclic-trainer/launch/tpu_worker.sh$(printf ' %q' "$@")"
 }
 
-# Print the state of the TPU VM, such as READY, or MISSING.
-state_of_vm() {
-    if tpu_vm describe "$name" --format='value(state)' 2>"$scratch/errors"; then
+# Print the state of the TPU VM, such as READY, or of a request, such as ACTIVE; or MISSING.
+state_of() {
+    if "$@" 2>"$scratch/errors"; then
         return
     elif grep --quiet NOT_FOUND "$scratch/errors"; then
         echo MISSING
@@ -96,7 +114,50 @@ state_of_vm() {
     fi
 }
 
+state_of_vm() {
+    state_of tpu_vm describe "$name" --format='value(state)'
+}
+
+state_of_request() {
+    state_of queue describe --format='value(state.state)'
+}
+
+# Ask for the TPU VM, and wait until it is there.
+up_queued() {
+    local create=(create --node-id="$name" --accelerator-type="$type" --runtime-version="$version")
+    [[ $spot == no ]] || create+=(--spot)
+    if [[ -n $flex_start ]]; then
+        create+=(--provisioning-model=flex-start --max-run-duration="$flex_start")
+    fi
+    if [[ $dry_run == yes ]]; then
+        queue describe --format='value(state.state)'
+        echo "# if there is none; then the first again until it prints ACTIVE:"
+        queue "${create[@]}"
+        return
+    fi
+    local state before=""
+    while true; do
+        state=$(state_of_request) || step_failed up
+        [[ $state == "$before" ]] || echo "the request $name is in state $state"
+        before=$state
+        case $state in
+        ACTIVE) return ;;
+        MISSING) queue "${create[@]}" || step_failed up ;;
+        FAILED | SUSPENDED)
+            # The request of a VM that was taken away stays, and would never be served again.
+            queue delete --force --quiet || step_failed up
+            [[ $state == SUSPENDED ]] || step_failed up
+            ;;
+        *) sleep "${TPU_POLL_SECONDS:-30}" ;;
+        esac
+    done
+}
+
 up() {
+    if [[ $queued == yes ]]; then
+        up_queued
+        return
+    fi
     local create=(create "$name" --accelerator-type="$type" --version="$version")
     [[ $spot == no ]] || create+=(--spot)
     if [[ $dry_run == yes ]]; then
@@ -188,6 +249,15 @@ stop() {
 
 delete() {
     local state
+    if [[ $queued == yes ]]; then
+        [[ $dry_run == yes ]] || state=$(state_of_request) || step_failed delete
+        if [[ ${state:-} == MISSING ]]; then
+            echo "there is no request $name"
+            return
+        fi
+        queue delete --force --quiet || step_failed delete # With its TPU VM.
+        return
+    fi
     if [[ $dry_run == no ]]; then
         state=$(state_of_vm) || step_failed delete
         if [[ $state == MISSING ]]; then
@@ -216,7 +286,7 @@ up | install | run | logs | stop | delete | all) shift ;;
 *) fail "'$step'; use up, install, run, logs, stop, delete or all (--help explains)" ;;
 esac
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-} type=${TPU_TYPE:-v5litepod-8}
-version=${TPU_VERSION:-} spot=no dry_run=no
+version=${TPU_VERSION:-} spot=no queued=no flex_start="" dry_run=no
 while (($#)); do
     case $1 in
     -h | --help) usage && exit 0 ;;
@@ -226,6 +296,8 @@ while (($#)); do
     --type=*) type=${1#*=} ;;
     --version=*) version=${1#*=} ;;
     --spot) spot=yes ;;
+    --queued) queued=yes ;;
+    --flex_start=*) queued=yes flex_start=${1#*=} ;;
     --dry_run) dry_run=yes ;;
     --) shift && break ;;
     *) fail "$1 is no option of this script (--help explains); flags of the trainer follow --" ;;
@@ -235,6 +307,13 @@ done
 flags=("$@")
 [[ -n $name ]] || fail "which TPU VM? --name=NAME or TPU_NAME"
 [[ -n $zone ]] || fail "in which zone? --zone=ZONE or TPU_ZONE"
+if [[ $type == tpu7* || $type == v7* ]]; then
+    # https://cloud.google.com/tpu/docs/tpu7x
+    fail "--type=$type: Google's Cloud TPU API, which this script uses, does not serve TPU7x;" \
+        "use Google Kubernetes Engine (launch/jobset.yaml), or a type such as v6e-8"
+fi
+[[ $flex_start =~ ^([0-9]+[smhd])?$ ]] || fail "--flex_start=$flex_start; use such as 4h or 2d"
+[[ -z $flex_start || $spot == no ]] || fail "--spot and --flex_start exclude each other"
 if [[ -z $version ]]; then
     # https://cloud.google.com/tpu/docs/runtimes
     case $type in
@@ -247,6 +326,7 @@ fi
 where=(--zone="$zone")
 [[ -z $project ]] || where+=(--project="$project")
 deletion=("$0" delete --name="$name" "${where[@]}")
+[[ $queued == no ]] || deletion+=(--queued)
 archive=cyclic-trainer.tar.gz
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -37,7 +37,7 @@ install)
         PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet uv
         uv=$HOME/.local/bin/uv
     fi
-    "$uv" venv --quiet --allow-existing --python 3.11 "$state/venv"
+    "$uv" venv --quiet --allow-existing --python 3.13 "$state/venv"
     "$uv" pip install --quiet --python "$state/venv/bin/python" --editable "${root}[tpu,gcs]"
     echo "$2" >"$state/installed"
     echo "installed on $(hostname)"

@@ -60,7 +60,7 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
         {"OMPI_MCA_orte_hnp_uri": OPEN_MPI["OMPI_MCA_orte_hnp_uri"]},
         OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
         {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
-        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "3"},
+        {"JOB_COMPLETION_INDEX": "3"},
         {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "a:8080", "MEGASCALE_NUM_SLICES": "2"},
         {"JAX_COORDINATOR_ADDRESS": "10.0.0.9:1234"},
@@ -72,6 +72,16 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_alone_where_nothing_is_given(environment, variables: dict[str, str]) -> None:
     environment(variables)
     assert find_cluster() is None
+
+
+def test_pods_of_one_job_do_not_train_alone_by_mistake(environment) -> None:
+    environment({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"})
+    with pytest.raises(UsageError, match="JOB_COMPLETION_INDEX=1: this is a pod of an Indexed Job"):
+        find_cluster()
+    assert find_cluster(num_processes=1) is None
+    assert find_cluster("trainer-workers-0-0.trainer:8476", 2, 1) == Cluster(
+        "trainer-workers-0-0.trainer:8476", 2, 1
+    )
 
 
 @pytest.mark.parametrize("variables", [SLURM, OPEN_MPI, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}])

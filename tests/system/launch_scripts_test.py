@@ -6,6 +6,7 @@ with a home of its own. So the part that runs on the TPU VM is real, too.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers import ROOT
+from trainer.errors import RunError, Stopped, UsageError
 
 pytestmark = pytest.mark.system
 
@@ -27,12 +30,34 @@ with open(cloud / "calls", "a") as calls:
     print(json.dumps(sys.argv[1:]), file=calls)
 words = [word for word in sys.argv[1:] if not word.startswith("--")]
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word[:2] == "--" and "=" in word)
-assert words[:3] == ["compute", "tpus", "tpu-vm"], words
+if words[0] == "alpha":
+    words = words[1:]
+assert words[:2] == ["compute", "tpus"], words
 verb = words[3]
 state = cloud / "state"
 if os.environ.get("FAIL", "no call") in " ".join(sys.argv[1:]):
     sys.exit("ERROR: (gcloud) something went wrong")
-if verb == "create":
+request = cloud / "request"
+if words[2] == "queued-resources":
+    # What it will be, one state at each look.
+    if verb == "create":
+        assert not request.exists()
+        request.write_text("WAITING_FOR_RESOURCES PROVISIONING PROVISIONING ACTIVE")
+    elif not request.exists():
+        sys.exit("ERROR: (gcloud.compute.tpus.queued-resources) NOT_FOUND: not found.")
+    elif verb == "describe":
+        now, *later = request.read_text().split()
+        request.write_text(" ".join(later or [now]))
+        print(now)
+        if now == "ACTIVE":
+            state.write_text("READY")
+    else:
+        assert verb == "delete" and "--force" in sys.argv
+        request.unlink()
+        state.unlink(missing_ok=True)
+elif words[2] != "tpu-vm":
+    sys.exit("ERROR: no such command")
+elif verb == "create":
     assert not state.exists()
     state.write_text("READY")
 elif not state.exists():
@@ -135,7 +160,8 @@ class Cloud:
         found = map(json.loads, path.read_text().splitlines()) if path.exists() else []
         calls = []
         for words in found:
-            assert words[:3] == ["compute", "tpus", "tpu-vm"]
+            words = words[words.index("compute") :]
+            assert words[:2] == ["compute", "tpus"]
             assert words[4] == "mine" or words[5].startswith("mine:")
             assert "--zone=us-west4-a" in words
             calls.append([word for word in words[3:] if word not in ("mine", "--zone=us-west4-a")])
@@ -499,3 +525,120 @@ def test_help(script: Path) -> None:
     done = subprocess.run(["bash", str(script), "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+
+
+def test_all_by_the_queue(cloud: Cloud) -> None:
+    """The request is waited for, made anew when its VM was taken away, and deleted with the VM."""
+    flags = ("--queued", "--spot", "--", "--seed=3")
+    done = cloud.run("all", *flags, TPU_POLL_SECONDS="0")
+    assert done.returncode == 0, done.stderr
+    assert cloud.steps() == ["describe", "create", *["describe"] * 4, *ALL[2:]]
+    create = cloud.calls()[1]
+    assert {"--node-id=mine", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"} < set(create)
+    waited = [line.split()[-1] for line in done.stdout.splitlines() if "in state" in line]
+    assert waited == ["MISSING", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    assert "delete --name=mine --zone=us-west4-a --queued" in done.stderr
+    (cloud.folder / "request").write_text("SUSPENDED")
+    cloud.state("PREEMPTED")
+    cloud.forget_calls()
+    assert cloud.run("up", *flags, TPU_POLL_SECONDS="0").returncode == 0
+    assert cloud.steps()[:4] == ["describe", "delete", "describe", "create"]
+    assert cloud.run("delete", "--queued").returncode == 0
+    assert not (cloud.folder / "state").exists()
+    assert cloud.run("delete", "--queued").stdout == "there is no request mine\n"
+
+
+def test_a_request_that_failed(cloud: Cloud) -> None:
+    """It stays in the queue for ever, so it is deleted before the script gives up."""
+    (cloud.folder / "request").write_text("FAILED")
+    done = cloud.run("up", "--queued")
+    assert done.returncode == 1
+    assert "error: the step up failed" in done.stderr
+    assert not (cloud.folder / "request").exists()
+
+
+def test_flex_start(cloud: Cloud) -> None:
+    done = cloud.run("up", "--flex_start=4h", TPU_POLL_SECONDS="0")
+    assert done.returncode == 0, done.stderr
+    create = cloud.calls()[1]
+    assert {"--provisioning-model=flex-start", "--max-run-duration=4h"} < set(create)
+    printed = cloud.run("up", "--flex_start=4h", "--dry_run").stdout
+    assert printed.startswith("gcloud alpha compute tpus queued-resources describe mine ")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--type=tpu7x-8", "does not serve TPU7x; use Google Kubernetes Engine"),
+        ("--flex_start=soon", "--flex_start=soon; use such as 4h or 2d"),
+        ("--flex_start=1d --spot", "--spot and --flex_start exclude each other"),
+    ],
+)
+def test_what_google_does_not_offer(cloud: Cloud, option: str, message: str) -> None:
+    done = cloud.run("up", *option.split())
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert cloud.calls() == []
+
+
+def test_the_exit_statuses_in_the_manifest_of_a_jobset() -> None:
+    """Which end of a pod restarts the run, as JobSet reads it from Kubernetes' message."""
+    manifest = yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
+    spec = manifest["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    actions = {}
+    for status in (UsageError.exit_status, Stopped.exit_status, 130, RunError.exit_status, 137):
+        message = (
+            f"Container trainer for pod default/trainer-workers-0-0-x failed with exit code "
+            f"{status} matching FailJob rule at index 0"
+        )
+        reason = "PodFailurePolicy"
+        if status not in rule["onExitCodes"]["values"]:
+            reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+        actions[status] = next(
+            (
+                each["action"]
+                for each in spec["failurePolicy"]["rules"]
+                if reason in each["onJobFailureReasons"]
+                and any(re.search(p, message) for p in each["onJobFailureMessagePatterns"])
+            ),
+            "RestartJobSet",
+        )
+    assert actions == {
+        1: "FailJobSet",
+        2: "RestartJobSet",
+        75: "RestartJobSetAndIgnoreMaxRestarts",
+        130: "RestartJobSetAndIgnoreMaxRestarts",
+        137: "RestartJobSet",
+    }
+    args = dict(word.removeprefix("--").split("=", 1) for word in container["args"])
+    names = (manifest["metadata"]["name"], spec["replicatedJobs"][0]["name"])
+    assert args["coordinator_address"] == f"{names[0]}-{names[1]}-0-0.{names[0]}:8476"
+    assert int(args["num_processes"]) == job["parallelism"] == job["completions"]
+
+
+@pytest.mark.parametrize("nodes", ["10.0.0.1", "10.0.0.1\n10.0.0.2"])
+def test_the_command_of_skypilot(tmp_path: Path, nodes: str) -> None:
+    """With the variables that SkyPilot sets on the machine."""
+    task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
+    command(tmp_path / "python", '#!/bin/sh\necho "$@"\n')
+    done = subprocess.run(
+        ["bash", "-c", task["run"]],
+        env=os.environ
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WORKDIR": "gs://b/run"}
+        | {"FLAGS": task["envs"]["FLAGS"], "SKYPILOT_NODE_IPS": nodes}
+        | {"SKYPILOT_NUM_NODES": str(len(nodes.split())), "SKYPILOT_NODE_RANK": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        *("-m", "trainer", "--flagfile=configs/gpu_8.cfg", "--workdir=gs://b/run"),
+        "--coordinator_address=10.0.0.1:8476",
+        f"--num_processes={len(nodes.split())}",
+        "--process_id=0",
+    ]
+    assert set(task["resources"]["job_recovery"]["recover_on_exit_codes"]) == {75, 130}

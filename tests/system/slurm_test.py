@@ -123,13 +123,15 @@ def wait_for(condition: Callable[[], object], folder: Path, seconds: float = 90)
 class Job:
     """A job of launch/slurm.sbatch with two tasks."""
 
-    def __init__(self, slurm: dict[str, str], folder: Path, data_dir: Path, *flags: str) -> None:
-        """Submit it."""
+    def __init__(
+        self, slurm: dict[str, str], folder: Path, data_dir: Path, *flags: str, srun: str = ""
+    ) -> None:
+        """Submit it, with options of srun before its flags."""
         self.folder = folder
         self._environment = slurm | {"PYTHON": sys.executable}
         self.id = self.run(
             *("sbatch", "--parsable", "--ntasks=2", str(ROOT / "launch" / "slurm.sbatch")),
-            *(*QUICK, "--workdir=run"),
+            *(*srun.split(), *QUICK, "--workdir=run"),
             *(f"--data_dir={data_dir}", *flags),
         ).strip()
 
@@ -173,16 +175,17 @@ class Job:
 @pytest.fixture
 def job(slurm: dict[str, str], tmp_path: Path, data_dir: Path):
     """Submit a job with the given flags."""
-    return lambda *flags: Job(slurm, tmp_path, data_dir, *flags)
+    return lambda *flags, **options: Job(slurm, tmp_path, data_dir, *flags, **options)
 
 
 @pytest.mark.slow
 def test_two_tasks_find_each_other(job) -> None:
-    run = job("--num_steps=40")
+    run = job("--num_steps=40", srun="--label --")
     wait_for(lambda: run.state() not in ("PENDING", "RUNNING", "COMPLETING"), run.folder)
     assert run.state() == "COMPLETED", run.output()
     assert [line["step"] for line in run.steps()] == list(range(40))
     assert "of 2 processes" in run.output()
+    assert "\n0: " in run.output()  # What srun's option asks for.
     assert "the tasks left with status 0" in run.output()
 
 

@@ -83,7 +83,8 @@ def find_cluster(
       run_token: a secret that all processes must know; "": that of TRAINER_RUN_TOKEN, if any.
 
     Raises:
-      UsageError: what is given is not enough, or not consistent.
+      UsageError: what is given is not enough, or not consistent; or nothing is given in a pod that
+        Kubernetes started as one of several.
     """
     if num_processes == 1:
         return None
@@ -99,6 +100,7 @@ def find_cluster(
                 "(--num_processes, --process_id)",
                 variable,
             )
+        _refuse_pod_of_several()
         return None
     # Not with `or`: 0 is a process.
     count = told.num_processes if count is None else count
@@ -116,6 +118,18 @@ def find_cluster(
     # Under the user's own numbers, the launcher's of this host may be those of something else.
     local_id = told.local_id if told.num_processes == count else None
     return Cluster(address, count, index, local_id, source, token)
+
+
+def _refuse_pod_of_several() -> None:
+    """Raise a UsageError in a pod of an Indexed Job: nothing says whether its pods train as one."""
+    index = os.environ.get("JOB_COMPLETION_INDEX")
+    if index is not None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        raise UsageError(
+            f"JOB_COMPLETION_INDEX={index}: this is a pod of an Indexed Job of Kubernetes, and "
+            "nothing says whether its pods train as one run; use --num_processes=1 if each trains "
+            "alone, or --coordinator_address, --num_processes and --process_id as in "
+            "launch/jobset.yaml"
+        )
 
 
 def _check(address: str, count: int | None, index: int | None) -> None:
