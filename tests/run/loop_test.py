@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,21 @@ def test_a_picture_that_fails_does_not_fail_the_run(
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     (warning,) = [message for message in said if message.startswith("no picture of the run: ")]
     assert "\n" not in warning
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_files_have_the_permissions_that_the_umask_says(
+    config: TrainConfig, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        train(dataclasses.replace(config, num_steps=2), tmp_path / "run")
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
+    assert len(paths) > 10
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
