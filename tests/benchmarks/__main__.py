@@ -24,6 +24,8 @@ from tests.benchmarks.results import Table, describe_run, gpus
 
 _GPU_SET = {
     "images": dataclasses.replace(CASES["images"], rounds=5, batch_sizes=(128, 4096)),
+    "bits": dataclasses.replace(CASES["bits"], rounds=10),
+    "seeds": dataclasses.replace(CASES["seeds"], rounds=10),
     "accuracy": CASES["accuracy"],
     "start": dataclasses.replace(CASES["start"], rounds=1),
     "reduction": dataclasses.replace(CASES["reduction"], rounds=5, batch_sizes=(4096,)),

@@ -210,6 +210,17 @@ def _our_way_to_target(settings: Settings, seed: int) -> tuple[float, float, lis
     return run.seconds, run.seconds - run.first_step, [run.accuracy]
 
 
+def seeds(settings: Settings) -> Iterator[Table]:
+    """Seconds and accuracy of configs/fast.cfg, seed by seed."""
+    training = Table("seconds after the first step", "s", more_is_better=False)
+    found = [_our_way_to_target(settings, seed) for seed in range(settings.rounds)]
+    percent = [100 * accuracies[-1] for _, _, accuracies in found]
+    note = f"% by seed: {', '.join(f'{each:.2f}' for each in percent)}; "
+    note += f"mean {statistics.mean(percent):.3f}"
+    training.results.append(Result("ours (configs/fast.cfg)", [each[1] for each in found], note))
+    yield training
+
+
 class _Command:
     """One run of `python -m trainer`, with nothing compiled in advance unless env says where.
 
@@ -240,6 +251,49 @@ class _Command:
             metrics = (pathlib.Path(workdir) / "run" / "metrics.jsonl").read_text().splitlines()
         tests = [line for line in map(json.loads, metrics) if line["split"] == "test"]
         self.accuracy: float = tests[-1]["accuracy"]
+
+
+def bits(settings: Settings) -> Iterator[Table]:
+    """Cold starts, every other one killed halfway and resumed cold: all must end in one digest."""
+    table = Table("of 200 steps, each compiled anew", "s", more_is_better=False)
+    digests: dict[str, list[str]] = {"never stopped": [], "kill -9 and resumed": []}
+    seconds: dict[str, list[float]] = {name: [] for name in digests}
+    for number in range(settings.rounds):
+        name = list(digests)[number % 2]
+        begin = time.monotonic()
+        digests[name].append(_digest_after_200_steps(settings, killed=bool(number % 2)))
+        seconds[name].append(time.monotonic() - begin)
+    for name, found in digests.items():
+        if found:
+            note = f"digests: {', '.join(sorted({digest[:12] for digest in found}))}"
+            table.results.append(Result(name, seconds[name], note))
+    yield table
+    if len({digest for found in digests.values() for digest in found}) > 1:
+        raise RuntimeError(f"the starts ended in different states: {digests}")
+
+
+def _digest_after_200_steps(settings: Settings, killed: bool) -> str:
+    """Return the digest of a run's last state; if it is to be killed, it is at about step 100."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder) / "run"
+        command = [sys.executable, "-m", "trainer", f"--workdir={workdir}", "--num_steps=200"]
+        command += [f"--data_dir={settings.data_dir}", f"--platform={settings.platform}"]
+        command += ["--steps_per_cycle=100", "--checkpoint_every_steps=50", "--noreport"]
+        checkpoint = workdir / "checkpoints" / "100" / "commit_success.txt"
+        for kill in (True, False) if killed else (False,):
+            with (
+                _empty_caches() as caches,
+                subprocess.Popen(command, cwd=ROOT, env=os.environ | caches) as process,
+            ):
+                while kill and not checkpoint.exists() and process.poll() is None:
+                    time.sleep(0.01)
+                if kill:
+                    process.kill()
+            if not kill and process.returncode:
+                raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+        command = [sys.executable, "-m", "trainer", "inspect", f"--workdir={workdir}", "--json"]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        return json.loads(found.stdout)["digest"]
 
 
 @contextlib.contextmanager
@@ -407,6 +461,8 @@ class Case:
 CASES = {
     "images": Case(images, 7, (64, 128, 512)),
     "accuracy": Case(accuracy, 1),
+    "bits": Case(bits, 4),
+    "seeds": Case(seeds, 3),
     "start": Case(start, 3),
     "reduction": Case(reduction, 7, (64, 128)),
     "checkpoints": Case(checkpoints, 10),
