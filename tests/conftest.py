@@ -35,9 +35,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """The quick tier on up to four cores; tests that start processes have the machine alone."""
+    """The quick tier on up to four cores; the others on two, as theirs start processes."""
     quick = "not system" in config.option.markexpr
-    return min(len(os.sched_getaffinity(0)), 4) if quick else 0
+    return min(len(os.sched_getaffinity(0)), 4 if quick else 2)
 
 
 @pytest.fixture(scope="session")
