@@ -10,6 +10,8 @@ TRIANGULAR, TRIANGULAR2 = "triangular", "triangular2"
 EXP_RANGE, EXP_RANGE_BOUNDARIES = "exp_range", "exp_range_boundaries"
 CONSTANT = "constant"
 LR_SCHEDULES = (TRIANGULAR, TRIANGULAR2, EXP_RANGE, EXP_RANGE_BOUNDARIES, CONSTANT)
+# Kinds of averaged parameters, as records and checkpoints name them.
+AVERAGE, EMA = "average", "ema"
 
 
 # As many updates as an int32, the step counter, can tell apart.

@@ -8,12 +8,10 @@ import jax
 from etils import epath
 
 from trainer.checkpoints import Restored, read_newest, read_step
-from trainer.config import TrainConfig
+from trainer.config import AVERAGE, EMA, TrainConfig
 from trainer.errors import RunError
 from trainer.run.resume import check_sources
 from trainer.step import (
-    AVERAGE,
-    EMA,
     Averages,
     Averaging,
     Ensemble,

@@ -1,7 +1,5 @@
 """What the devices execute: networks, optimizers, batches, the train step and the evaluation."""
 
-from trainer.step.averages import AVERAGE as AVERAGE
-from trainer.step.averages import EMA as EMA
 from trainer.step.averages import Averages as Averages
 from trainer.step.averages import Averaging as Averaging
 from trainer.step.averages import averaged as averaged
