@@ -91,7 +91,8 @@ def _tests(columns: dict[str, np.ndarray]) -> dict[str, Any]:
     if not len(columns["step"]):
         names = ("test_accuracy", "test_loss", "best_test_accuracy", "best_step")
         return dict.fromkeys(names)
-    best = int(columns["accuracy"].argmax())
+    # Of averages that were not finite, NaN was recorded.
+    best = int(np.nan_to_num(columns["accuracy"], nan=-1.0).argmax())
     return {
         "test_accuracy": float(columns["accuracy"][-1]),
         "test_loss": float(columns["loss"][-1]),
