@@ -102,7 +102,8 @@ def describe_valid(field: dataclasses.Field, value: Any = 0) -> str:
     if valid is None:
         return ""
     own = field.metadata["own"]
-    words = ", ".join(valid[:-1]) + " or " + valid[-1]
+    names = [word or "empty" for word in valid]
+    words = ", ".join(names[:-1]) + " or " + names[-1]
     return f"{words}, or your own: {describe_form(own)}" if own else words
 
 

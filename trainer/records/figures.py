@@ -180,9 +180,10 @@ def _describe_config(config: TrainConfig, steps_per_cycle: int | None) -> str:
     cycles = f" in cycles of {steps_per_cycle:,} steps" if steps_per_cycle else ""
     if config.lr_schedule == CONSTANT:
         rates, cycles = f"learning rate {config.lr_max:g}", ""
+    augmented = f", augmented by {short(config.augment)}" if config.augment else ""
     return (
-        f"{words.dataset_name(config.dataset)}, {short(config.model)}, {short(config.optimizer)}, "
-        f"batches of {config.batch_size:,}; {config.lr_schedule}, "
+        f"{words.dataset_name(config.dataset)}{augmented}, {short(config.model)}, "
+        f"{short(config.optimizer)}, batches of {config.batch_size:,}; {config.lr_schedule}, "
         f"{rates}{cycles}; seed {config.seed}"
     )
 

@@ -41,7 +41,7 @@ def table(found: dict[str, Any]) -> str:
 
 def _differing(name: str, values: Sequence[Any]) -> _Column:
     """Return the column of a field of the configuration."""
-    if name in ("model", "optimizer"):
+    if name in ("model", "optimizer", "augment"):
         values = [short(value) for value in values]
     if name == "dataset":
         values = [dataset_name(value) for value in values]
