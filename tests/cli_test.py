@@ -110,7 +110,7 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["evalute"], "unexpected command 'evalute' (did you mean evaluate?)"),
         (["train", "5"], "unexpected argument '5'"),
         (["--devices=7"], "--devices is a flag of verify_resume, not of train"),
-        (["report", "--output=x"], "--output is a flag of export, not of report"),
+        (["report", "--output=x"], "--output is a flag of compare and export, not of report"),
         (["inspect", "--nonesterov"], "--nesterov is a flag of train and find_lr and verify_res"),
     ],
 )

@@ -39,6 +39,7 @@ def test_the_command(trainer, tmp_path: Path) -> None:
             "metrics.jsonl",
             "report.png",
             "tensorboard",
+            "timing.json",
         ]
     )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps_per_cycle"] == 60

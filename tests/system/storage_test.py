@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.server
+import json
 import logging
 import re
 import subprocess
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers import read_metrics, trainer_environment
 from trainer.checkpoints.store import Checkpointer
+from trainer.commands.compare.command import compare
 from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.errors import RunError, UsageError
@@ -24,7 +26,13 @@ from trainer.records.metrics import TENSORBOARD_DIR
 from trainer.run import loop
 from trainer.run.loop import train
 from trainer.workdir import storage
-from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE, METRICS_FILE, RESUMES_FILE
+from trainer.workdir.files import (
+    CONFIG_FILE,
+    CONFIG_FLAGFILE,
+    METRICS_FILE,
+    RESUMES_FILE,
+    TIMING_FILE,
+)
 from trainer.workdir.lock import LOCK_FILE, lock
 
 pytestmark = pytest.mark.system
@@ -59,9 +67,18 @@ def test_a_run_in_a_bucket_is_the_local_run(
         CONFIG_FLAGFILE,
         METRICS_FILE,
         RESUMES_FILE,
+        TIMING_FILE,
         "report.png",
         TENSORBOARD_DIR,
     }
+    timings = [
+        json.loads((epath.Path(w) / TIMING_FILE).read_text()) for w in (remote_workdir, tmp_path)
+    ]
+    assert [[start["steps"] for start in timing] for timing in timings] == [[12, 13], [25]]
+    compared = compare([remote_workdir, str(tmp_path)], str(tmp_path / "compare.png"))
+    assert [run["steps"] for run in compared["runs"]] == [25, 25]
+    assert compared["runs"][0]["test_accuracy"] == compared["runs"][1]["test_accuracy"]
+    assert not compared["differences"]
     assert scalar_steps(epath.Path(remote_workdir) / TENSORBOARD_DIR) == list(range(25))
     local = (tmp_path / CONFIG_FILE).read_text()
     assert (epath.Path(remote_workdir) / CONFIG_FILE).read_text() == local

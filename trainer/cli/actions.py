@@ -104,6 +104,20 @@ def _report(arguments: Arguments) -> int:
     return DONE
 
 
+def _compare(arguments: Arguments) -> int:
+    """Show what runs have come to side by side, for a person or as JSON, and draw them."""
+    from trainer.commands.compare.command import compare
+    from trainer.commands.compare.table import table
+
+    found = compare(arguments.files, arguments.options["output"])
+    if sys.stdout.isatty() and not arguments.options["json"]:
+        print(table(found))
+    else:
+        _print_json(found)
+    print(found["picture"], file=sys.stderr)
+    return DONE
+
+
 def _find_lr(arguments: Arguments) -> int:
     """Suggest --lr_min, --lr_max and --steps_per_cycle from a learning-rate range test."""
     _configure_devices(arguments.config)
@@ -192,6 +206,7 @@ ACTIONS: dict[str, Callable[[Arguments], int]] = {
     "evaluate": _evaluate,
     "inspect": _inspect,
     "report": _report,
+    "compare": _compare,
     "find_lr": _find_lr,
     "verify_resume": _verify_resume,
     "preflight": _preflight,

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     command = words[0] if words else "train"
     if command not in COMMANDS:
         raise UsageError(_unexpected(command, argv, COMMANDS, "command"))
-    if words[1:] and not COMMANDS[command].takes_files:
+    if words[1:] and not COMMANDS[command].takes:
         raise UsageError(_unexpected(words[1], argv, (), "argument"))
     typed = _typed(argv)
     if not (values.help or values.version):
@@ -189,7 +189,13 @@ _OPTIONS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
         "let the checkpoints at so many last ends of cycles answer together, by the mean of their "
         "probabilities; 0: one answers",
     ),
-    (flags.DEFINE_string, "output", None, "the file; unset: model.jaxexport in workdir"),
+    (
+        flags.DEFINE_string,
+        "output",
+        None,
+        "the file that is written; unset: model.jaxexport in workdir (export), compare.png in the "
+        "current folder (compare)",
+    ),
     (
         flags.DEFINE_string,
         "run_token",

@@ -30,13 +30,13 @@ class Command:
       purpose: one line.
       example: of its arguments, as a user would type them.
       flags: names of those that it has.
-      takes_files: whether arguments that are no flags follow its name.
+      takes: what follows its name and is no flag, as --help calls it; "" for nothing.
     """
 
     purpose: str
     example: str
     flags: tuple[str, ...]
-    takes_files: bool = False
+    takes: str = ""
 
 
 COMMANDS = {
@@ -86,6 +86,12 @@ COMMANDS = {
         "verify_resume --model=mlp --devices=1,2,4,8 --reduction=tree",
         ("devices", *_ALONE),
     ),
+    "compare": Command(
+        "several runs side by side: a table, or JSON, and one picture",
+        "compare runs/a runs/b --output=runs/compare.png",
+        ("output", "json"),
+        takes="RUN",
+    ),
     "preflight": Command(
         "compile the run for accelerators that are not here, and say what it needs there",
         "preflight --target=v5e:2x4,h100:8 --batch_size=1024",
@@ -95,7 +101,7 @@ COMMANDS = {
         "the digit in each image file, one JSON object a line",
         "predict digit.png --workdir=runs/fast",
         ("workdir", *_SELECTION, "ensemble", "platform", "compilation_cache"),
-        takes_files=True,
+        takes="FILE",
     ),
     "export": Command(
         "write a checkpoint's network as one file for jax alone",

@@ -27,8 +27,8 @@ def help_text(command: str | None) -> str:
         command = "train"
     else:
         chosen = COMMANDS[command]
-        files = " FILE..." if chosen.takes_files else ""
-        lines += [f"usage: python -m trainer {command}{files} [--flag=value ...]", ""]
+        taken = f" {chosen.takes}..." if chosen.takes else ""
+        lines += [f"usage: python -m trainer {command}{taken} [--flag=value ...]", ""]
         lines += [f"{command}: {chosen.purpose}", ""]
     lines += [f"Example: python -m trainer {COMMANDS[command].example}"]
     return "\n".join([*lines, *_describe_flags(command)])

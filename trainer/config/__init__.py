@@ -5,7 +5,9 @@ It imports nothing but the standard library, so that `--help` and a mistyped fla
 
 from trainer.config.flagfiles import flagfile as flagfile
 from trainer.config.flagfiles import flagfile_of_run as flagfile_of_run
+from trainer.config.options import AVERAGE as AVERAGE
 from trainer.config.options import CONSTANT as CONSTANT
+from trainer.config.options import EMA as EMA
 from trainer.config.options import EXP_RANGE as EXP_RANGE
 from trainer.config.options import EXP_RANGE_BOUNDARIES as EXP_RANGE_BOUNDARIES
 from trainer.config.options import LR_SCHEDULES as LR_SCHEDULES

@@ -10,6 +10,8 @@ TRIANGULAR, TRIANGULAR2 = "triangular", "triangular2"
 EXP_RANGE, EXP_RANGE_BOUNDARIES = "exp_range", "exp_range_boundaries"
 CONSTANT = "constant"
 LR_SCHEDULES = (TRIANGULAR, TRIANGULAR2, EXP_RANGE, EXP_RANGE_BOUNDARIES, CONSTANT)
+# Kinds of averaged parameters, as records and checkpoints name them.
+AVERAGE, EMA = "average", "ema"
 
 
 # As many updates as an int32, the step counter, can tell apart.
@@ -100,7 +102,8 @@ def describe_valid(field: dataclasses.Field, value: Any = 0) -> str:
     if valid is None:
         return ""
     own = field.metadata["own"]
-    words = ", ".join(valid[:-1]) + " or " + valid[-1]
+    names = [word or "empty" for word in valid]
+    words = ", ".join(names[:-1]) + " or " + names[-1]
     return f"{words}, or your own: {describe_form(own)}" if own else words
 
 

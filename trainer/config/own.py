@@ -1,4 +1,4 @@
-"""How a network or an optimizer of the user's own is named: a module or a file, and what is in it.
+"""How something of the user's own, such as a network, is named: a module or a file, and in it.
 
 package.module:Network        nets/own.py:Network
 """

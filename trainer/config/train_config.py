@@ -65,6 +65,15 @@ class TrainConfig:
     standardize: bool = option(
         False, "Data", "inputs are (x/255 - mean)/std of the training images instead of x/255"
     )
+    augment: str = option(
+        "",
+        "Data",
+        "random changes of the training images, made on the devices. shift: by up to 2 pixels in "
+        "each direction, filled with zeros; or your own, as package.module:augment or "
+        "path/file.py:augment; empty: none",
+        valid=("", "shift"),
+        own="augment",
+    )
     batch_size: int = option(
         128, "Data", "examples in a step, over all devices together", valid=COUNT
     )

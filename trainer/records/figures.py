@@ -11,11 +11,12 @@ from trainer.config import CONSTANT, TrainConfig
 from trainer.config.own import short
 from trainer.records import curves, panels, words
 from trainer.records.history import Resume, RunHistory, read_history
-from trainer.schedules import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from trainer.schedules import Plan
 
 REPORT_FILE = "report.png"
 SCHEDULE_FILE = "schedule.png"
@@ -23,7 +24,7 @@ SCHEDULE_FILE = "schedule.png"
 # Columns of the small print, and of a path in it.
 _COLUMNS, _PATH_COLUMNS = 165, 80
 # A loss of 0 has no place on a logarithmic axis.
-_LOWEST_LOSS = 1e-8
+LOWEST_LOSS = 1e-8
 
 
 def draw_report(workdir: epath.PathLike) -> epath.Path:
@@ -42,7 +43,7 @@ def draw_report(workdir: epath.PathLike) -> epath.Path:
 def draw_schedule(
     schedule: Callable[[np.ndarray], Any],
     config: TrainConfig,
-    plan: Plan,
+    plan: "Plan",
     workdir: epath.PathLike,
 ) -> epath.Path:
     """Draw the learning rate of a run that is planned into its workdir, and return where.
@@ -78,7 +79,7 @@ def report_figure(history: RunHistory) -> "Figure":
     if has_momentum:
         _draw_momentum(rows[1], steps, train["momentum"], ends.count)
     loss_axes.set_yscale("log")
-    panels.draw_curve(loss_axes, steps, np.maximum(train["loss"], _LOWEST_LOSS), window)
+    panels.draw_curve(loss_axes, steps, np.maximum(train["loss"], LOWEST_LOSS), window)
     panels.draw_curve(accuracy_axes, steps, 100 * train["accuracy"], window)
     _draw_tests(history, loss_axes, accuracy_axes)
     loss_axes.set_ylabel("loss")
@@ -103,7 +104,7 @@ def report_figure(history: RunHistory) -> "Figure":
 def schedule_figure(
     schedule: Callable[[np.ndarray], Any],
     config: TrainConfig,
-    plan: Plan,
+    plan: "Plan",
     workdir: epath.PathLike,
 ) -> "Figure":
     """Return the planned learning rate of a run.
@@ -151,7 +152,7 @@ def _draw_tests(history: RunHistory, loss_axes: "Axes", accuracy_axes: "Axes") -
         kinds.append((kind, columns, color))
     for label, columns, color in kinds:
         if len(columns["step"]):
-            loss = np.maximum(columns["loss"], _LOWEST_LOSS)
+            loss = np.maximum(columns["loss"], LOWEST_LOSS)
             accuracy = 100 * columns["accuracy"]
             last = f"{label}, last {words.loss(loss[-1])}"
             panels.draw_tests(loss_axes, columns["step"], loss, color, last)
@@ -179,9 +180,10 @@ def _describe_config(config: TrainConfig, steps_per_cycle: int | None) -> str:
     cycles = f" in cycles of {steps_per_cycle:,} steps" if steps_per_cycle else ""
     if config.lr_schedule == CONSTANT:
         rates, cycles = f"learning rate {config.lr_max:g}", ""
+    augmented = f", augmented by {short(config.augment)}" if config.augment else ""
     return (
-        f"{words.dataset_name(config.dataset)}, {short(config.model)}, {short(config.optimizer)}, "
-        f"batches of {config.batch_size:,}; {config.lr_schedule}, "
+        f"{words.dataset_name(config.dataset)}{augmented}, {short(config.model)}, "
+        f"{short(config.optimizer)}, batches of {config.batch_size:,}; {config.lr_schedule}, "
         f"{rates}{cycles}; seed {config.seed}"
     )
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from trainer.config import TrainConfig
+from trainer.config import AVERAGE, EMA, TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.records import lines
-from trainer.step import AVERAGE, EMA
+from trainer.records.timing import Duration, read_duration
 from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE, replace_file
 from trainer.workdir.storage import open_workdir
 
@@ -44,6 +44,7 @@ class RunHistory:
       test: column name -> float64[m]: step (updates made so far), loss, accuracy.
       averages: "average" and "ema", where such parameters were tested -> columns as in `test`.
       resumes: in order of their steps.
+      duration: how long it has trained, or None where an older version did not note it.
     """
 
     workdir: epath.Path
@@ -52,6 +53,7 @@ class RunHistory:
     test: dict[str, np.ndarray]
     averages: dict[str, dict[str, np.ndarray]]
     resumes: list[Resume]
+    duration: Duration | None = None
 
 
 def read_history(workdir: epath.PathLike) -> RunHistory:
@@ -89,6 +91,7 @@ def read_history(workdir: epath.PathLike) -> RunHistory:
         test=_columns(test, ["step", "loss", "accuracy"]),
         averages=_read_averages(test),
         resumes=_read_resumes(workdir),
+        duration=read_duration(workdir),
     )
 
 

@@ -18,9 +18,10 @@ from trainer.records.metrics_file import MetricsFile, rewind
 from trainer.records.progress import Progress
 from trainer.records.tensorboard import TENSORBOARD_DIR, TensorBoard
 from trainer.records.throughput import Throughput
+from trainer.records.timing import Timing
 from trainer.schedules import Plan
 from trainer.step import Metrics, mean_metrics
-from trainer.workdir.files import METRICS_FILE
+from trainer.workdir.files import METRICS_FILE, TIMING_FILE
 from trainer.workdir.storage import LocalFiles, remedy
 
 # The host reads the metrics of a call this many calls late, several calls in one transfer. The
@@ -83,6 +84,7 @@ class Records:
         self.last_learning_rate = float("nan")
         with _surfacing(self.folder / METRICS_FILE):
             self._files.fetch(METRICS_FILE)
+            self._files.fetch(TIMING_FILE)
             self._open_outputs(workdir, first_step)
 
     def __enter__(self) -> "Records":
@@ -124,6 +126,7 @@ class Records:
         path = self.folder / METRICS_FILE
         earlier = rewind(path, first_step)
         self._outputs.append(MetricsFile(path))
+        self._outputs.append(Timing(self.folder / TIMING_FILE, first_step, self._throughput))
         if self._config.tensorboard:
             board = workdir / TENSORBOARD_DIR
             names = [path.name for path in board.iterdir()] if board.exists() else []

@@ -28,6 +28,7 @@ _LEAST_IN_BIN, _LEAST_IN_LINE = 8, 10
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+YELLOW = "#E69F00"
 GREY = "#888888"
 
 
@@ -81,14 +82,14 @@ def draw_cyclic(
         label = f"lowest to highest, {words.counted(num_ends + 1, 'cycle')}"
         _draw_band(axes, steps, values, _MOST_CYCLES, color=color, alpha=0.5, label=label)
     else:
-        axes.plot(*curves.envelope(steps, values), color=color, lw=1.5, **_dots(steps))
+        axes.plot(*curves.envelope(steps, values), color=color, lw=1.5, **dots(steps))
 
 
 def draw_curve(axes: "Axes", steps: np.ndarray, values: np.ndarray, window: int) -> None:
     """Draw the values of every step faintly, and their moving mean."""
     axes.grid(axis="y", alpha=0.25)
     if window == 1:
-        axes.plot(steps, values, color=BLUE, lw=1.6, label="each training step", **_dots(steps))
+        axes.plot(steps, values, color=BLUE, lw=1.6, label="each training step", **dots(steps))
         return
     if len(steps) <= curves.MOST_BINS:
         axes.plot(steps, values, color=BLUE, alpha=0.35, lw=0.8, label="each training step")
@@ -186,6 +187,6 @@ def _draw_band(
     axes.fill_between(edges, [*lows, lows[-1]], [*highs, highs[-1]], step="post", lw=0, **style)
 
 
-def _dots(steps: np.ndarray) -> dict[str, Any]:
+def dots(steps: np.ndarray) -> dict[str, Any]:
     """Return the style of dots where they are few: a line of one point shows nothing."""
     return {"marker": "o", "ms": 4, "clip_on": False} if len(steps) <= _LEAST_IN_LINE else {}

@@ -26,6 +26,21 @@ class Throughput:
             self._warm = self._done, self._seconds
         self._done, self._seconds = done, time.monotonic() - self._start
 
+    @property
+    def seconds(self) -> float:
+        """Seconds until the devices had finished the last step that was noted."""
+        return self._seconds
+
+    @property
+    def steps(self) -> int:
+        """Steps of this process by then."""
+        return self._done - self._first_step
+
+    @property
+    def images(self) -> int:
+        """Examples in these steps."""
+        return self.steps * self._batch_size
+
     def images_per_second(self) -> float:
         """Return the rate over the steps of this process, tests and checkpoints included."""
         return self._steps_per_second() * self._batch_size
@@ -39,7 +54,7 @@ class Throughput:
 
     def summary(self) -> str:
         """Return what this process did, in words."""
-        steps = self._done - self._first_step
+        steps = self.steps
         return (
             f"{steps} step{'' if steps == 1 else 's'} in {self._seconds:.1f} s "
             f"({self.images_per_second():.0f} images/s, tests and checkpoints included)"
@@ -47,4 +62,4 @@ class Throughput:
 
     def _steps_per_second(self) -> float:
         """Return the rate since the start."""
-        return (self._done - self._first_step) / self._seconds if self._seconds else 0.0
+        return self.steps / self._seconds if self._seconds else 0.0

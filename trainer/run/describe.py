@@ -2,6 +2,7 @@
 
 from trainer import devices
 from trainer.config import CONSTANT, EXP_RANGE, EXP_RANGE_BOUNDARIES, TrainConfig
+from trainer.config.own import short
 from trainer.records.words import quantity
 from trainer.run.job import Job
 from trainer.run.preview import advice, count, draw, mid_cycle_warning
@@ -26,6 +27,7 @@ def describe(job: Job) -> str:
         if config.reduction == TREE
         else "allreduce, whose last bits depend on the number of devices",
         "model": f"{config.model} in {config.compute_dtype}, {config.optimizer}",
+        **({"augment": short(config.augment)} if config.augment else {}),
         "files": f"{job.workdir}, a checkpoint every "
         f"{count(config.checkpoint_every_steps, 'step')}",
         "start": _describe_start(job),

@@ -27,12 +27,14 @@ from trainer.run.resume import (
 )
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
+    Augmentation,
     Averaging,
     Network,
     TrainState,
     abstract_train_state,
     choose_reduction,
     choose_steps_per_call,
+    create_augmentation,
     create_network,
     create_optimizer,
     create_own_optimizer,
@@ -56,11 +58,12 @@ class Job:
       mesh: its devices.
       source: its data set, not read yet.
       network: the network.
+      augmentation: of the training images, or None.
       tx: the optimizer, without a learning rate.
       schedule: step -> learning rate.
       momentum_schedule: step -> momentum, or None if the momentum stays.
       restored: the checkpoint that it resumes from, verified, or None.
-      sources: SHA-256 of the source files of a network and an optimizer of the user's own.
+      sources: SHA-256 of the source files of what is the user's own, by field of the configuration.
       config_history: what was changed at earlier resumes and at this one: a list of
         {"step": int, "changes": {field: [before, after]}}.
     """
@@ -71,6 +74,7 @@ class Job:
     mesh: Mesh
     source: DatasetSource
     network: Network
+    augmentation: Augmentation | None
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     momentum_schedule: optax.Schedule | None
@@ -150,9 +154,13 @@ def prepare(
     network = create_network(
         config.model, source.image_shape, source.num_classes, config.compute_dtype
     )
+    augmentation = create_augmentation(config.augment, source.image_shape)
+    tx = _create_optimizer(config, network)
     sources = _agreed_sources(config)
-    if restored:
-        check_sources(restored, sources)
+    if restored and stored:
+        # What has another name by now was changed on purpose.
+        kept = {field for field in sources if getattr(stored, field) == getattr(config, field)}
+        check_sources(restored, {field: sources[field] for field in kept})
     return Job(
         config=config,
         plan=plan,
@@ -160,7 +168,8 @@ def prepare(
         mesh=mesh,
         source=source,
         network=network,
-        tx=_create_optimizer(config, network),
+        augmentation=augmentation,
+        tx=tx,
         schedule=create_schedule(config),
         momentum_schedule=create_momentum(config),
         restored=restored,

@@ -162,6 +162,7 @@ def lower_steps(job: Job) -> Any:
         gradient_shards=config.gradient_shards,
         momentum_schedule=job.momentum_schedule,
         averaging=job.averaging,
+        augmentation=job.augmentation,
     )
     if config.steps_per_call == 1:
         return train_step.lower(state, train, batches)

@@ -5,9 +5,10 @@ import dataclasses
 from etils import epath
 
 from trainer.checkpoints import read_newest, stored_steps
+from trainer.config import AVERAGE
 from trainer.errors import UsageError
 from trainer.run.stored import Checkpoint, create_stored_network, load_checkpoint
-from trainer.step import AVERAGE, Ensemble
+from trainer.step import Ensemble
 from trainer.workdir.storage import open_workdir
 
 NEWEST, BEST, LAST = "newest", "best", "last"

@@ -8,12 +8,10 @@ import jax
 from etils import epath
 
 from trainer.checkpoints import Restored, read_newest, read_step
-from trainer.config import TrainConfig
+from trainer.config import AVERAGE, EMA, TrainConfig
 from trainer.errors import RunError
 from trainer.run.resume import check_sources
 from trainer.step import (
-    AVERAGE,
-    EMA,
     Averages,
     Averaging,
     Ensemble,
@@ -79,7 +77,8 @@ def load_checkpoint(workdir: epath.PathLike, step: int | None = None) -> Checkpo
     restored = read_newest(workdir) if step is None else read_step(workdir, step)
     config, inputs = TrainConfig.from_stored(restored.meta["config"]), restored.meta["inputs"]
     network = create_stored_network(config, inputs)
-    check_sources(restored, digests_of_sources(config))
+    # The images that are seen from here on are not augmented: that file need not be here.
+    check_sources(restored, digests_of_sources(config, ("model", "optimizer")))
     averaging = Averaging(config.average_cycles, ema_decay=config.ema_decay)
     params, statistics, averages = _arrays_of(network, averaging, restored)
     return Checkpoint(

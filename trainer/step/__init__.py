@@ -1,7 +1,6 @@
 """What the devices execute: networks, optimizers, batches, the train step and the evaluation."""
 
-from trainer.step.averages import AVERAGE as AVERAGE
-from trainer.step.averages import EMA as EMA
+from trainer.step.augmentation import Augmentation as Augmentation
 from trainer.step.averages import Averages as Averages
 from trainer.step.averages import Averaging as Averaging
 from trainer.step.averages import averaged as averaged
@@ -17,6 +16,7 @@ from trainer.step.functional import Network as Network
 from trainer.step.networks import create_network as create_network
 from trainer.step.optimizers import create_optimizer as create_optimizer
 from trainer.step.own import digests_of_sources as digests_of_sources
+from trainer.step.own_augmentation import create_augmentation as create_augmentation
 from trainer.step.own_optimizer import create_own_optimizer as create_own_optimizer
 from trainer.step.reductions import choose_reduction as choose_reduction
 from trainer.step.replicas import create_replica_check as create_replica_check

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.config import AVERAGE, EMA
 from trainer.step.functional import Arrays
-
-AVERAGE, EMA = "average", "ema"
 
 
 @flax.struct.dataclass

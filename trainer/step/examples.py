@@ -1,5 +1,6 @@
 """A split of the data on the devices, and the inputs that a step takes from it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -52,12 +53,27 @@ def abstract_examples(
     )
 
 
-def take(examples: Examples, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return inputs float32[B, H, W, C] and labels int32[B] of the examples at int32[B]."""
+def take(
+    examples: Examples,
+    indices: jax.Array,
+    augment: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return inputs and labels of some examples.
+
+    Args:
+      examples: the split.
+      indices: int32[B], into it.
+      augment: float32[B, H, W, C] in [0, 1] -> the same; what is trained on in place of the images.
+
+    Returns:
+      float32[B, H, W, C] and int32[B].
+    """
     # Every index was made from the size of the split: no clamping in the hot loop.
     images = examples.images.at[indices].get(mode="promise_in_bounds")
     labels = examples.labels.at[indices].get(mode="promise_in_bounds")
-    return scale_pixels(images, examples.mean, examples.std), labels
+    if augment is None:
+        return scale_pixels(images, examples.mean, examples.std), labels
+    return _standardize(augment(_unit(images)), examples.mean, examples.std), labels
 
 
 def scale_pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -71,6 +87,18 @@ def scale_pixels(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Arra
     Returns:
       float32[B, H, W, C].
     """
-    # XLA replaces some divisions by products with the reciprocal, in one program and not in
-    # another. Written as products, the inputs have the same bits on every number of devices.
-    return (images.astype(jnp.float32) * (1 / 255) - mean) * (1 / std)
+    return _standardize(_unit(images), mean, std)
+
+
+# XLA replaces some divisions by products with the reciprocal, in one program and not in another.
+# Written as products, the inputs have the same bits on every number of devices.
+
+
+def _unit(images: jax.Array) -> jax.Array:
+    """Return raw pixels as float32 in [0, 1]."""
+    return images.astype(jnp.float32) * (1 / 255)
+
+
+def _standardize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Return pixels in [0, 1] as the inputs of a network."""
+    return (images - mean) * (1 / std)

@@ -11,12 +11,15 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.config.own import is_own, parts
 from trainer.errors import UsageError
+
+# Examples of a trial: a number that no code would take for the size of a batch.
+TRIAL_BATCH = 3
 
 # Of a message of somebody else's.
 _LONGEST = 300
@@ -111,16 +114,24 @@ def load(flag: str, form: str) -> Own:
     return Own(flag, form, value, file, sha256)
 
 
-def digests_of_sources(config: TrainConfig) -> dict[str, str]:
+def describe_array(array: Any) -> str:
+    """Return dtype and shape of an array or a jax.ShapeDtypeStruct, such as float32[3,10]."""
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def digests_of_sources(
+    config: TrainConfig, fields: Collection[str] = ("model", "optimizer", "augment")
+) -> dict[str, str]:
     """Return the SHA-256, in hex, of the source files of what is the user's own.
 
     Args:
       config: of the run.
+      fields: of the configuration that may name something of the user's own.
 
     Returns:
       Such as {"model": "ab12..."}, empty where all is built in.
     """
-    names = {"model": config.model, "optimizer": config.optimizer}
+    names = {field: getattr(config, field) for field in fields}
     return {
         field: load(f"--{field}={name}", "").sha256 for field, name in names.items() if is_own(name)
     }

@@ -12,9 +12,6 @@ from trainer.step import own
 from trainer.step.functional import Arrays, Network
 from trainer.step.state import leaf_name
 
-# Examples of the trial: a number that no network would take for the size of a batch.
-_BATCH = 3
-
 _CALL = "{}(image_shape=..., num_classes=..., dtype=..., rngs=...)"
 
 
@@ -77,8 +74,8 @@ def _check_module(found: own.Own, network: Network) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
             if leaf.dtype != jnp.float32:
                 raise found.refusal(
-                    f"its {kind} {leaf_name(path)} is {_describe(leaf)}, and must be float32: "
-                    f"{why[kind]}"
+                    f"its {kind} {leaf_name(path)} is {own.describe_array(leaf)}, and must be "
+                    f"float32: {why[kind]}"
                 )
 
 
@@ -104,7 +101,7 @@ def _check_calls(
     found: own.Own, network: Network, image_shape: tuple[int, int, int], num_classes: int
 ) -> None:
     """Refuse a module whose logits or statistics are not what the step needs."""
-    inputs = jax.ShapeDtypeStruct((_BATCH, *image_shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((own.TRIAL_BATCH, *image_shape), jnp.float32)
     params, statistics = jax.eval_shape(network.init, _key())
     with found.explained("its __call__ (in evaluation)"):
         logits = jax.eval_shape(network.apply, params, statistics, inputs)
@@ -124,16 +121,16 @@ def _check_calls(
 
 def _check_logits(found: own.Own, logits: Any, num_classes: int) -> None:
     """Refuse what is no float32[B, num_classes]."""
-    expected = f"it must return the logits of {_BATCH} images and {num_classes} classes, "
-    expected += f"float32[{_BATCH},{num_classes}]"
+    expected = f"it must return the logits of {own.TRIAL_BATCH} images and {num_classes} classes, "
+    expected += f"float32[{own.TRIAL_BATCH},{num_classes}]"
     if not isinstance(logits, jax.ShapeDtypeStruct):
         kind = "None" if logits is None else type(logits).__name__
         raise found.refusal(f"its __call__ returns {kind}, no array; {expected}")
-    if logits.shape != (_BATCH, num_classes):
-        raise found.refusal(f"its __call__ returns {_describe(logits)}; {expected}")
+    if logits.shape != (own.TRIAL_BATCH, num_classes):
+        raise found.refusal(f"its __call__ returns {own.describe_array(logits)}; {expected}")
     if logits.dtype != jnp.float32:
         raise found.refusal(
-            f"its __call__ returns {_describe(logits)}; {expected}: end it with "
+            f"its __call__ returns {own.describe_array(logits)}; {expected}: end it with "
             ".astype(jnp.float32)"
         )
 
@@ -168,14 +165,9 @@ def _key() -> jax.Array:
     return jax.random.key(0, impl="threefry2x32")
 
 
-def _describe(leaf: Any) -> str:
-    """Return dtype and shape, such as float32[3,10]."""
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
 def _shapes(arrays: Arrays) -> dict[str, str]:
     """Return what each leaf is, by its name."""
     return {
-        leaf_name(path): _describe(leaf)
+        leaf_name(path): own.describe_array(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     }

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 # The order of the data folds in the epoch, which is below 2**31; other streams start above.
 _DROPOUT = 2**31
+_AUGMENTATION = 2**31 + 1
 
 
 def root_key(seed: int) -> jax.Array:
@@ -31,6 +32,22 @@ def dropout_key(seed: int, step: jax.Array, shard: jax.Array) -> jax.Array:
     """
     key = jax.random.fold_in(root_key(seed), _DROPOUT)
     return jax.random.fold_in(jax.random.fold_in(key, step), shard)
+
+
+def augmentation_keys(seed: int, step: jax.Array, places: jax.Array) -> jax.Array:
+    """Return the keys of the augmentation of some examples at one step.
+
+    Args:
+      seed: of the run.
+      step: int32[], state.step.
+      places: int32[B], of the examples in the global batch.
+
+    Returns:
+      key[B].
+    """
+    key = jax.random.fold_in(root_key(seed), _AUGMENTATION)
+    key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
 
 @contextlib.contextmanager

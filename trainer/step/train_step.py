@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
+from trainer.step.augmentation import Augmentation
 from trainer.step.averages import NO_AVERAGES, Averaging
 from trainer.step.examples import Examples, take
 from trainer.step.functional import Arrays, Network
-from trainer.step.randomness import dropout_key
+from trainer.step.randomness import augmentation_keys, dropout_key
 from trainer.step.reductions import ALL_REDUCE, TREE, all_reduce_sum, tree_sum
 from trainer.step.shard_programs import ShardPrograms, create_shard_programs
 from trainer.step.state import TrainState
@@ -73,6 +74,7 @@ def create_train_step(
     gradient_shards: int = 8,
     momentum_schedule: optax.Schedule | None = None,
     averaging: Averaging = NO_AVERAGES,
+    augmentation: Augmentation | None = None,
 ) -> jax.stages.Wrapped | TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
@@ -85,12 +87,13 @@ def create_train_step(
       tx: the optimizer, without a learning rate.
       schedule: step -> learning rate.
       mesh: the devices, one axis "data".
-      seed: of the random layers of the network, if it has any.
+      seed: of the random layers of the network, if it has any, and of the augmentation.
       reduction: "allreduce", or "tree": the same bits on every number of devices.
       gradient_shards: with "tree", the equal parts of a batch whose gradients are added, a power
         of two that the number of devices divides and that divides B.
       momentum_schedule: step -> momentum, if `tx` takes it as an argument of its update.
       averaging: which averages the state holds.
+      augmentation: of the images of a batch; None: they are trained on as they are.
 
     Returns:
       train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
@@ -115,7 +118,13 @@ def create_train_step(
     def gradient_of(
         state: TrainState, examples: Examples, indices: jax.Array, number: jax.Array
     ) -> _Sums:
-        return gradient_sum(state, *take(examples, indices), dropout_key(seed, state.step, number))
+        def augment(images: jax.Array) -> jax.Array:
+            assert augmentation is not None
+            places = number * len(indices) + jnp.arange(len(indices), dtype=jnp.int32)
+            return augmentation(augmentation_keys(seed, state.step, places), images)
+
+        batch = take(examples, indices, augment if augmentation else None)
+        return gradient_sum(state, *batch, dropout_key(seed, state.step, number))
 
     def mean(sums: list[_Sums], num_examples: int) -> _Sums:
         grads, statistics, metrics = add_up(sums)
@@ -139,11 +148,13 @@ def create_train_step(
         state, applied = update(state, grads, statistics)
         return state, metrics | applied
 
+    built_in = network.built_in and (augmentation is None or augmentation.built_in)
+
     def over_devices(function: Callable, *in_specs: P, donate: tuple[int, ...]) -> Any:
         # A lax.scan whose carry begins with zeros, such as that of nnx.RNN, is no function of
         # values that vary over the devices, as the types would have it.
         mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=network.built_in
+            function, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=built_in
         )
         return jax.jit(mapped, donate_argnums=donate)
 
@@ -153,7 +164,7 @@ def create_train_step(
         # multiplications and additions differently on one device than on several.
         return TwoPrograms(
             over_devices(gradient, P(), P(), batches_spec, donate=())
-            if network.built_in
+            if built_in
             else create_shard_programs(select, gradient_of, mean, mesh),
             over_devices(update, P(), P(), P(), donate=(0,)),
         )

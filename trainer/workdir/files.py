@@ -13,6 +13,8 @@ CONFIG_FLAGFILE = "config.cfg"
 METRICS_FILE = "metrics.jsonl"
 # Where the run was resumed, and what was changed then; see records.history.
 RESUMES_FILE = "resumes.json"
+# How long it has trained; see records.timing.
+TIMING_FILE = "timing.json"
 
 
 def replace_file(path: epath.Path, data: bytes) -> None:
