@@ -50,6 +50,7 @@ def run(
     batch_size: int = 120,
     reduction: str = "tree",
     gradient_shards: int = 8,
+    accumulation_steps: int = 1,
 ) -> tuple[TrainState, list[dict]]:
     """Train on standardised images, on some devices; return the last state and all metrics."""
     mesh = devices.create_mesh("cpu", num_devices)
@@ -62,7 +63,13 @@ def run(
     batches = epoch_batches(0, 0, NUM_TRAIN, batch_size)
     batches = jax.device_put(batches, devices.sharded(mesh, axis=1))
     train_step = create_train_step(
-        model, tx, schedule, mesh, reduction=reduction, gradient_shards=gradient_shards
+        model,
+        tx,
+        schedule,
+        mesh,
+        reduction=reduction,
+        gradient_shards=gradient_shards,
+        accumulation_steps=accumulation_steps,
     )
     train_step = train_step.lower(state, examples, batches).compile()
     all_metrics = []

@@ -273,6 +273,14 @@ class TrainConfig:
         "about 16 examples each",
         valid=COUNT_OR_NONE,
     )
+    accumulation_steps: int = option(
+        1,
+        "Devices",
+        "pieces of a device's part of a batch whose gradients are computed one after the other, "
+        "in less memory; with tree each piece is of whole gradient shards, and the bits are those "
+        "of 1",
+        valid=COUNT,
+    )
 
     deterministic: bool = option(
         True,

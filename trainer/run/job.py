@@ -32,6 +32,7 @@ from trainer.step import (
     Network,
     TrainState,
     abstract_train_state,
+    check_accumulation,
     choose_reduction,
     choose_steps_per_call,
     create_augmentation,
@@ -240,6 +241,9 @@ def _resolve(
         gradient_shards = gradient_shards or stored.gradient_shards
     reduction, gradient_shards = choose_reduction(
         reduction, gradient_shards, config.batch_size, mesh
+    )
+    check_accumulation(
+        config.accumulation_steps, reduction, gradient_shards, config.batch_size, mesh
     )
     steps_per_call = choose_steps_per_call(
         config.steps_per_call,

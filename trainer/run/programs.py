@@ -160,6 +160,7 @@ def lower_steps(job: Job) -> Any:
         seed=config.seed,
         reduction=config.reduction,
         gradient_shards=config.gradient_shards,
+        accumulation_steps=config.accumulation_steps,
         momentum_schedule=job.momentum_schedule,
         averaging=job.averaging,
         augmentation=job.augmentation,

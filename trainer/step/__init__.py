@@ -1,5 +1,6 @@
 """What the devices execute: networks, optimizers, batches, the train step and the evaluation."""
 
+from trainer.step.accumulation import check_accumulation as check_accumulation
 from trainer.step.augmentation import Augmentation as Augmentation
 from trainer.step.averages import Averages as Averages
 from trainer.step.averages import Averaging as Averaging

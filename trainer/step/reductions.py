@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -88,13 +89,12 @@ def all_reduce_sum(parts: Sequence[Any]) -> Any:
     """Return the sum over the batch; its last bits depend on the number of devices.
 
     Args:
-      parts: one pytree of float32 sums over this device's part of the batch.
+      parts: pytrees of float32 sums over pieces of this device's part of the batch.
 
     Returns:
       A pytree like parts[0], the same on every device.
     """
-    (part,) = parts
-    return jax.lax.psum(part, DATA_AXIS)
+    return jax.lax.psum(reduce(partial(jax.tree.map, jnp.add), parts), DATA_AXIS)
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:

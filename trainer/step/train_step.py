@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
+from trainer.step.accumulation import loops_are_fast, sum_in_loop, sums_in_turn
 from trainer.step.augmentation import Augmentation
 from trainer.step.averages import NO_AVERAGES, Averaging
 from trainer.step.examples import Examples, take
@@ -75,6 +76,7 @@ def create_train_step(
     momentum_schedule: optax.Schedule | None = None,
     averaging: Averaging = NO_AVERAGES,
     augmentation: Augmentation | None = None,
+    accumulation_steps: int = 1,
 ) -> jax.stages.Wrapped | TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
@@ -94,6 +96,8 @@ def create_train_step(
       momentum_schedule: step -> momentum, if `tx` takes it as an argument of its update.
       averaging: which averages the state holds.
       augmentation: of the images of a batch; None: they are trained on as they are.
+      accumulation_steps: equal pieces of a device's part of a batch whose gradients are computed
+        one after the other; see `accumulation.check_accumulation`.
 
     Returns:
       train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
@@ -103,7 +107,7 @@ def create_train_step(
       are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
       "learning_rate", and "momentum" if it has a schedule: those that were applied.
     """
-    add_up, shards_per_device = all_reduce_sum, 1
+    add_up, shards_per_device = all_reduce_sum, accumulation_steps
     if reduction == TREE:
         add_up, shards_per_device = tree_sum, gradient_shards // mesh.size
     # Its own jit: traced once, however many shards there are.
@@ -135,8 +139,11 @@ def create_train_step(
         )
 
     def gradient(state: TrainState, examples: Examples, batches: jax.Array) -> _Sums:
-        shards = select(state.step, batches)
-        sums = [gradient_of(state, examples, *shard) for shard in shards]
+        shards, of_shard = select(state.step, batches), partial(gradient_of, state, examples)
+        if accumulation_steps > 1 and reduction == ALL_REDUCE and loops_are_fast(mesh):
+            sums = sum_in_loop(of_shard, shards)
+        else:
+            sums = sums_in_turn(of_shard, shards, accumulation_steps)
         return mean(sums, batches.shape[1] * mesh.size)
 
     update = partial(_update, tx, schedule, momentum_schedule, averaging)

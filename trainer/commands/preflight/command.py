@@ -166,6 +166,7 @@ def _flops_on_cpu(job: Job) -> float:
         job.config,
         batch_size=job.config.batch_size // job.mesh.size,
         reduction=ALL_REDUCE,
+        accumulation_steps=1,
         steps_per_call=1,
     )
     here = dataclasses.replace(job, config=config, mesh=devices.create_mesh("cpu", 1))
