@@ -88,6 +88,9 @@ def test_it_changes_what_is_trained_and_not_what_is_tested(
     records = [read_metrics(tmp_path / name) for name in ("with", "without")]
     assert records[0][0]["loss"] != records[1][0]["loss"]
     # The parameters differ, and the images do not: the same ones evaluate to what was recorded.
+    assert f" augmented by {config.augment}," in inspection.summary(
+        inspection.inspect(tmp_path / "with")
+    )
     found = inspection.evaluate(tmp_path / "with", TrainConfig(num_devices=1))
     assert found["loss"] == pytest.approx(records[0][-1]["loss"], rel=1e-6)
 
