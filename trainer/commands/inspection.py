@@ -64,6 +64,8 @@ def summary(found: dict[str, Any]) -> str:
         + ", ".join(f"{name} {old} -> {new}" for name, (old, new) in change["changes"].items())
         for change in found["config_history"]
     )
+    # Checkpoints of older versions have no such field.
+    augmented = f" augmented by {config['augment']}" if config.get("augment") else ""
     made_with = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "optax"))
     rows = {
         "step": f"{found['step']:,} of {config['num_steps']:,}",
@@ -71,8 +73,8 @@ def summary(found: dict[str, Any]) -> str:
         f"{found['cycle_step']} of {config['steps_per_cycle']} of the cycle",
         "next rate": f"{found['learning_rate']:.6g} (bits {found['learning_rate_bits']['next']})",
         "schedule": f"{config['lr_schedule']}, {config['lr_min']:g} to {config['lr_max']:g}",
-        "model": f"{config['model']} on {dataset_name(config['dataset'])}, {config['optimizer']}, "
-        f"batches of {config['batch_size']}, seed {config['seed']}",
+        "model": f"{config['model']} on {dataset_name(config['dataset'])}{augmented}, "
+        f"{config['optimizer']}, batches of {config['batch_size']}, seed {config['seed']}",
         "reduction": f"{config['reduction']}, on {found['num_devices']} devices of "
         f"{found['num_processes']} processes",
         "changed": history or "nothing",

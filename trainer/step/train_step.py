@@ -122,12 +122,11 @@ def create_train_step(
     def gradient_of(
         state: TrainState, examples: Examples, indices: jax.Array, number: jax.Array
     ) -> _Sums:
-        def augment(images: jax.Array) -> jax.Array:
-            assert augmentation is not None
+        augment = None
+        if augmentation is not None:
             places = number * len(indices) + jnp.arange(len(indices), dtype=jnp.int32)
-            return augmentation(augmentation_keys(seed, state.step, places), images)
-
-        batch = take(examples, indices, augment if augmentation else None)
+            augment = partial(augmentation, augmentation_keys(seed, state.step, places))
+        batch = take(examples, indices, augment)
         return gradient_sum(state, *batch, dropout_key(seed, state.step, number))
 
     def mean(sums: list[_Sums], num_examples: int) -> _Sums:

@@ -1,0 +1,88 @@
+"""Augmentation as a user runs it: the page works as pasted, and the bits are the same anywhere."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import (
+    ROOT,
+    assert_no_traceback,
+    checkpoint_steps,
+    free_port,
+    read_metrics,
+    wait_for_checkpoint,
+)
+from trainer.datasets import Dataset
+
+pytestmark = pytest.mark.system
+
+[OWN] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/augmentation.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(params=["shift", "own.py:augment"])
+def flags(request: pytest.FixtureRequest, tmp_path: Path, mnist: Dataset) -> tuple[str, ...]:
+    """A run on the first images of MNIST, 4 steps an epoch; the page's own augmentation."""
+    (tmp_path / "own.py").write_text(OWN)
+    np.savez(
+        tmp_path / "small.npz",
+        x_train=mnist.train_images[:256],
+        y_train=mnist.train_labels[:256],
+        x_test=mnist.test_images[:100],
+        y_test=mnist.test_labels[:100],
+    )
+    return (
+        f"--augment={request.param}",
+        "--dataset=small.npz",
+        "--batch_size=64",
+        "--steps_per_cycle=5",
+        "--reduction=tree",
+        "--standardize",
+    )
+
+
+QUIET = ("--noreport", "--notensorboard", "--model=mlp", "--num_steps=60", "--num_cpu_devices=8")
+
+
+def test_the_proof_of_the_resume_with_the_cnn(trainer: Callable, flags: tuple[str, ...]) -> None:
+    """Stops on 1, 2 and 8 devices: every parameter and every record of the unbroken run."""
+    done = trainer("verify_resume", *flags, "--devices=1,2,8", "--num_steps=7")
+    assert done.returncode == 0, done.stderr
+    assert "Stopping and resuming changed nothing that is promised." in done.stderr
+    assert "DIFFERENT" not in done.stderr
+
+
+def test_the_same_bits_on_devices_processes_and_after_kills(
+    trainer: Callable,
+    start: Callable,
+    start_one_of: Callable,
+    flags: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    saving = (*flags, *QUIET, "--checkpoint_every_steps=5")
+    done = trainer(*saving, "--workdir=whole", "--num_devices=1")
+    assert done.returncode == 0, done.stderr
+    for count, step in ((8, 10), (2, 25)):
+        process = start(*saving, "--workdir=killed", f"--num_devices={count}")
+        wait_for_checkpoint(tmp_path / "killed", step, process)
+        process.kill()
+        process.wait()
+        assert max(checkpoint_steps(tmp_path / "killed")) < 60
+    assert trainer(*saving, "--workdir=killed", "--num_devices=4").returncode == 0
+    port = free_port()
+    shared = (*flags, *QUIET[:-1], "--num_cpu_devices=2", "--workdir=shared")
+    processes = [start_one_of(index, 2, port, *shared) for index in range(2)]
+    for process in processes:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        assert_no_traceback(error)
+    found = [
+        json.loads(trainer("inspect", f"--workdir={name}").stdout)["digest"]
+        for name in ("whole", "killed", "shared")
+    ]
+    assert found == [found[0]] * 3
+    records = [read_metrics(tmp_path / name) for name in ("whole", "killed", "shared")]
+    assert records == [records[0]] * 3
