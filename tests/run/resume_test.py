@@ -96,6 +96,7 @@ def changed_value(config: TrainConfig, field: str) -> dict:
         "weight_decay": {"weight_decay": 0.01},
         "gradient_shards": {"gradient_shards": 4},
         "accumulation_steps": {"accumulation_steps": 2},
+        "augment": {"augment": "shift"},
         "average_cycles": {"average_cycles": 2},
         "ema_decay": {"ema_decay": 0.9},
     }
