@@ -48,6 +48,15 @@ class TrainConfig:
         "folder of the prepared data sets; empty: the default of TensorFlow Datasets",
         trajectory=False,
     )
+    data_placement: str = option(
+        "auto",
+        "Data",
+        "where the examples lie. replicated: all of them on every device; sharded: a part on each "
+        "device; streamed: on disk, and read some steps ahead; auto: the first of these that fits. "
+        "The batches are the same",
+        valid=("auto", "replicated", "sharded", "streamed"),
+        trajectory=False,
+    )
     train_split: str = option(
         "",
         "Data",

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
 from trainer.step.averages import NO_AVERAGES, Averaging
-from trainer.step.examples import Examples, take
+from trainer.step.examples import REPLICATED, Examples, specs, take
 from trainer.step.functional import Arrays, Network
 from trainer.step.randomness import dropout_key
 from trainer.step.reductions import ALL_REDUCE, TREE, all_reduce_sum, tree_sum
@@ -73,6 +73,7 @@ def create_train_step(
     gradient_shards: int = 8,
     momentum_schedule: optax.Schedule | None = None,
     averaging: Averaging = NO_AVERAGES,
+    placement: str = REPLICATED,
 ) -> jax.stages.Wrapped | TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
@@ -91,12 +92,16 @@ def create_train_step(
         of two that the number of devices divides and that divides B.
       momentum_schedule: step -> momentum, if `tx` takes it as an argument of its update.
       averaging: which averages the state holds.
+      placement: whether all devices hold the same examples ("replicated"), or each its own rows,
+        see `examples.specs`.
 
     Returns:
       train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
       jax.jit gives them. `state` is replicated and donated: the argument is gone after the call.
       `examples` is the replicated training split. `batches` is int32[steps_per_epoch, B], the
-      batches of the epoch that state.step lies in, its axis 1 cut over the devices. The metrics
+      batches of the epoch that state.step lies in, its axis 1 cut over the devices. If each device
+      holds its own rows, `examples` are those of one batch, and `batches` is int32[1, B], the
+      places of a device's shards among its rows. The metrics
       are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
       "learning_rate", and "momentum" if it has a schedule: those that were applied.
     """
@@ -139,7 +144,7 @@ def create_train_step(
         state, applied = update(state, grads, statistics)
         return state, metrics | applied
 
-    def over_devices(function: Callable, *in_specs: P, donate: tuple[int, ...]) -> Any:
+    def over_devices(function: Callable, *in_specs: Any, donate: tuple[int, ...]) -> Any:
         # A lax.scan whose carry begins with zeros, such as that of nnx.RNN, is no function of
         # values that vary over the devices, as the types would have it.
         mapped = jax.shard_map(
@@ -147,17 +152,17 @@ def create_train_step(
         )
         return jax.jit(mapped, donate_argnums=donate)
 
-    batches_spec = P(None, DATA_AXIS)
+    data_specs = specs(placement), P(None, DATA_AXIS)
     if reduction == TREE:
         # In one program with the sums, XLA:CPU would fuse the update with them, and contract
         # multiplications and additions differently on one device than on several.
         return TwoPrograms(
-            over_devices(gradient, P(), P(), batches_spec, donate=())
+            over_devices(gradient, P(), *data_specs, donate=())
             if network.built_in
-            else create_shard_programs(select, gradient_of, mean, mesh),
+            else create_shard_programs(select, gradient_of, mean, mesh, placement),
             over_devices(update, P(), P(), P(), donate=(0,)),
         )
-    return over_devices(train_step, P(), P(), batches_spec, donate=(0,))
+    return over_devices(train_step, P(), *data_specs, donate=(0,))
 
 
 def _gradient_sum(
