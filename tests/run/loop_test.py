@@ -314,4 +314,4 @@ def test_several_steps_a_call_and_the_tree_exclude_each_other(
     ],
 )
 def test_steps_per_call(asked: int, reduction: str, platform: str, chosen: int) -> None:
-    assert choose_steps_per_call(asked, reduction, platform) == chosen
+    assert choose_steps_per_call(asked, reduction, platform, "replicated") == chosen

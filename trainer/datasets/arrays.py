@@ -56,6 +56,11 @@ class Dataset:
         }
 
     @property
+    def test_class_counts(self) -> list[int]:
+        """Examples of each class in the test split."""
+        return np.bincount(self.test_labels, minlength=self.num_classes).tolist()
+
+    @property
     def pixel_mean(self) -> float:
         """Mean of the training pixels, scaled to [0, 1]."""
         return self._pixel_moments[0]

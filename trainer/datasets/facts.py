@@ -93,6 +93,11 @@ class DatasetFacts:
         digests = {"train_sha256": self.train.sha256, "test_sha256": self.test.sha256}
         return {**self.description, **digests}
 
+    @property
+    def test_class_counts(self) -> list[int]:
+        """Examples of each class in the test split."""
+        return list(self.test.class_counts)
+
     def input_moments(self, standardize: bool) -> tuple[float, float]:
         """Returns mean and standard deviation of the inputs: see `arrays.input_moments`."""
         height, width, channels = self.description["image_shape"]

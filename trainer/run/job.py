@@ -18,6 +18,8 @@ from trainer.config.own import is_own
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
 from trainer.run.config_changes import check_config_change
+from trainer.run.memory import Memory, measure_memory
+from trainer.run.placement import choose_placement
 from trainer.run.resume import (
     check_data,
     check_environment,
@@ -27,6 +29,7 @@ from trainer.run.resume import (
 )
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
+    STREAMED,
     Averaging,
     Network,
     TrainState,
@@ -55,6 +58,8 @@ class Job:
       workdir: where the run's files lie.
       mesh: its devices.
       source: its data set, not read yet.
+      placement: where its examples will lie: "replicated", "sharded" or "streamed".
+      placement_reason: why there, in words.
       network: the network.
       tx: the optimizer, without a learning rate.
       schedule: step -> learning rate.
@@ -70,6 +75,8 @@ class Job:
     workdir: epath.Path
     mesh: Mesh
     source: DatasetSource
+    placement: str
+    placement_reason: str
     network: Network
     tx: optax.GradientTransformation
     schedule: optax.Schedule
@@ -108,6 +115,7 @@ def prepare(
     allow_config_change: Collection[str] = (),
     given: Collection[str] | None = None,
     mesh: Mesh | None = None,
+    memory: Memory | None = None,
 ) -> Job:
     """Find devices and data, and check that all fits together, and to the checkpoint if any.
 
@@ -118,6 +126,7 @@ def prepare(
       allow_config_change: fields that may differ from those of the checkpoint.
       given: fields that the user gave; what is not given, the run in the workdir says. None: all.
       mesh: devices that are elsewhere; None: those that the configuration asks for.
+      memory: that is free there; None: what is free here.
 
     Raises:
       UsageError: something does not fit; the message says what would.
@@ -138,7 +147,10 @@ def prepare(
         if stored.dataset == config.dataset:
             check_data(restored, config.dataset, source.description, "resume from it")
     plan = create_plan(config, source.num_train)
-    config = _resolve(config, plan, mesh, stored)
+    placement, reason = choose_placement(
+        config.data_placement, source, mesh, config.batch_size, memory or measure_memory(mesh)
+    )
+    config = _resolve(config, plan, mesh, stored, placement)
     history: list[dict[str, Any]] = []
     if restored and stored:
         step, history = restored.step, restored.meta["config_history"]
@@ -159,6 +171,8 @@ def prepare(
         workdir=workdir,
         mesh=mesh,
         source=source,
+        placement=placement,
+        placement_reason=reason,
         network=network,
         tx=_create_optimizer(config, network),
         schedule=create_schedule(config),
@@ -221,9 +235,13 @@ def _with_absolute_paths(config: TrainConfig, source: DatasetSource) -> TrainCon
 
 
 def _resolve(
-    config: TrainConfig, plan: Plan, mesh: Mesh, stored: TrainConfig | None
+    config: TrainConfig, plan: Plan, mesh: Mesh, stored: TrainConfig | None, placement: str
 ) -> TrainConfig:
-    """Return the same run with nothing left to choose; resolving it again changes nothing."""
+    """Return the same run with nothing left to choose; resolving it again changes nothing.
+
+    Only where the examples lie is chosen anew at each start: it depends on what is free, and
+    changes no bits.
+    """
     reduction, gradient_shards = config.reduction, config.gradient_shards
     if stored is not None:
         # Not what suits these devices: the bits of a tree are a promise to the whole run.
@@ -232,7 +250,10 @@ def _resolve(
     reduction, gradient_shards = choose_reduction(
         reduction, gradient_shards, config.batch_size, mesh
     )
-    platform = mesh.devices.flat[0].platform
+    platform, steps_per_call = mesh.devices.flat[0].platform, config.steps_per_call
+    if stored and placement == STREAMED and steps_per_call == stored.steps_per_call:
+        # Nobody asked for it at this start, and it was chosen for examples on the devices.
+        steps_per_call = 0
     return dataclasses.replace(
         config,
         num_steps=plan.num_steps,
@@ -241,5 +262,5 @@ def _resolve(
         eval_every_steps=plan.eval_every_steps,
         reduction=reduction,
         gradient_shards=gradient_shards,
-        steps_per_call=choose_steps_per_call(config.steps_per_call, reduction, platform),
+        steps_per_call=choose_steps_per_call(steps_per_call, reduction, platform, placement),
     )

@@ -158,10 +158,9 @@ def _take_steps(
         outputs.begin(done, state)
         # Nothing is moved between host and devices here: both are always busy.
         with jax.transfer_guard("disallow"):
-            if done == job.first_step or done % plan.steps_per_epoch == 0:
-                batches = programs.epoch_batches(state.step)
+            examples, batches = data.train.at(done, state.step)
             count = _steps_of_call(job, done)
-            state, metrics = programs.train_steps(state, data.train, batches, count)
+            state, metrics = programs.train_steps(state, examples, batches, count)
         outputs.trained(done, count, metrics)
         done, stopping = done + count, stopping_now()
         last = done == plan.num_steps

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import jax
-
 from trainer import processes
 from trainer.checkpoints import Checkpointer, Keeping, stored_steps
 from trainer.config import flagfile_of_run
@@ -122,7 +120,7 @@ class Writer:
         """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
         self.wait()
         logger.info("%s", self._records.summary())
-        guessing = guessing_accuracy(jax.device_get(self._data.test.labels))
+        guessing = guessing_accuracy(self._data.test_counts)
         hint = self.last_test and hint_at_chance(self.last_test, guessing, self._job.config)
         if hint:
             logger.warning("%s", hint)
