@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from trainer.datasets import damage
+from trainer.datasets import damage, prepare
 from trainer.datasets.arrays import Dataset
 from trainer.datasets.decode import SplitReader
 from trainer.datasets.facts import DatasetFacts, FactsInOnePass, SplitFacts
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 _SORTED_FRACTION = 0.1
 # How many pixels, all channels counted, are decoded at a time.
 _BLOCK_PIXELS = 2**22
+# Seconds to wait before a file system that is away is asked again.
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +101,7 @@ class DatasetSource:
         )
         for split in ("train", "test"):
             self._check_digest(split, dataset.identity[f"{split}_sha256"])
-        self._check_classes(
-            *(
-                np.bincount(labels, minlength=self.num_classes)
-                for labels in (train_labels, test_labels)
-            )
-        )
+        self._check_classes(*(self._count(labels) for labels in (train_labels, test_labels)))
         return dataset
 
     def facts(self) -> DatasetFacts:
@@ -149,7 +147,9 @@ class DatasetSource:
             images[rows], labels[rows] = self.rows(split, block)
         return images, labels
 
-    def rows(self, split: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def rows(
+        self, split: str, indices: Sequence[int] | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Reads some examples by random access; each is compared with the hash stored with it.
 
         Args:
@@ -168,13 +168,7 @@ class DatasetSource:
         count = self.size(split)
         if places.min() < 0 or places.max() >= count:
             raise IndexError(f"examples {places.min()} to {places.max()} of {count} were asked for")
-        try:
-            images, labels = self._reader(split).read(places.tolist())
-        except UsageError as error:
-            raise UsageError(f"--dataset={self.name}: split {split!r}: {error}") from error
-        # array_record, protobuf, json, zlib and PIL each have their own errors for damaged files.
-        except Exception as error:
-            raise self._damaged(split, error) from error
+        images, labels = self._read_patiently(split, places)
         if images.shape[1:] != self.image_shape:
             raise UsageError(
                 f"--dataset={self.name}: the images of split {split!r} have shape "
@@ -187,6 +181,25 @@ class DatasetSource:
                 f"{labels.max()}, and its classes are 0 to {self.num_classes - 1}"
             )
         return images, labels.astype(np.int32)
+
+    def _read_patiently(self, split: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads some examples, again and again while a file system says that it is away."""
+        for seconds in (*_PAUSES, None):
+            try:
+                return self._reader(split).read(places.tolist())
+            except UsageError as error:
+                raise UsageError(f"--dataset={self.name}: split {split!r}: {error}") from error
+            # array_record, protobuf, json, zlib and PIL each have their own errors for damaged
+            # files.
+            except Exception as error:
+                if seconds is None or not damage.is_passing(error):
+                    raise self._damaged(split, error, places) from error
+                reason = prepare.plain(error)
+            logger.warning("--dataset=%s: %s; trying again in %g s", self.name, reason, seconds)
+            time.sleep(seconds)
+            # One that has failed may stay so.
+            self._readers.pop(split, None)
+        raise AssertionError("the last attempt returns or raises")
 
     @functools.cached_property
     def _readers(self) -> dict[str, SplitReader]:
@@ -230,6 +243,11 @@ class DatasetSource:
         self._check_digest(split, facts.sha256)
         return facts
 
+    def _count(self, labels: np.ndarray) -> list[int]:
+        """Returns the examples of each class."""
+        counts: list[int] = np.bincount(labels, minlength=self.num_classes).tolist()
+        return counts
+
     def _metadata(self) -> Mapping[str, Any]:
         """Returns what the trainer stored of the examples, if it has prepared them."""
         try:
@@ -268,7 +286,9 @@ class DatasetSource:
             )
         logger.warning(said)
 
-    def _damaged(self, split: str, error: Exception | str) -> RunError:
-        """Returns the error for a split that cannot be read."""
+    def _damaged(
+        self, split: str, error: Exception | str, places: Sequence[int] | np.ndarray | None = None
+    ) -> RunError:
+        """Returns the error for a split of which some examples, or all, cannot be read."""
         info = self.builder.info.splits[self._tfds_split(split)]
-        return damage.explain(self.name, self.data_dir, info, error, self.made_here)
+        return damage.explain(self.name, self.data_dir, info, error, self.made_here, places)

@@ -1,7 +1,7 @@
 """The data of a run, wherever its examples lie: the rows of any batch, behind one interface."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -164,18 +164,19 @@ def open_store(
 def _place_parts(source: DatasetSource, split: str, moments: Moments, mesh: Mesh) -> Examples:
     """Put a part of a split on each device; parts are equally long, and the last end in zeros."""
     size = source.size(split)
-    shapes = abstract_parts(source, split, mesh)
+    shapes = _abstract(source, split, SHARDED, mesh, 0)
     images, labels = [], []
     total = len(shapes.labels)
-    for device, index in shapes.labels.sharding.addressable_devices_indices_map((total,)).items():
-        start, stop, _ = index[0].indices(total)
+    parts: Mapping[Any, Any] = devices.sharded(mesh).addressable_devices_indices_map((total,))
+    for device, (rows,) in parts.items():
+        start, stop, _ = rows.indices(total)
         known = min(stop, size) - min(start, size)
-        part = np.zeros((stop - start, *source.image_shape), np.uint8)
-        part_labels = np.zeros(stop - start, np.int32)
-        if known:
-            part[:known], part_labels[:known] = source.part(split, start, start + known)
-        images.append(jax.device_put(part, device))
-        labels.append(jax.device_put(part_labels, device))
+        part = source.part(split, min(start, size), min(stop, size))
+        if known < stop - start:
+            filling = [(0, stop - start - known)]
+            part = np.pad(part[0], filling + 3 * [(0, 0)]), np.pad(part[1], filling)
+        images.append(jax.device_put(part[0], device))
+        labels.append(jax.device_put(part[1], device))
     of_parts = jax.make_array_from_single_device_arrays
     everywhere = devices.replicated(mesh)
     mean, std = (devices.place(np.array(moment, np.float32), everywhere) for moment in moments)
@@ -187,13 +188,37 @@ def _place_parts(source: DatasetSource, split: str, moments: Moments, mesh: Mesh
     )
 
 
-def abstract_parts(source: DatasetSource, split: str, mesh: Mesh) -> Examples:
-    """Return shapes and shardings of a split that is shared among the devices, filled up.
+def abstract_test(source: DatasetSource, placement: str, mesh: Mesh) -> Examples:
+    """Return shapes and shardings of the examples that the evaluation is given.
 
     Args:
       source: the data set.
-      split: "train" or "test".
+      placement: "replicated", "sharded" or "streamed".
       mesh: the devices.
     """
-    total = -(-source.size(split) // mesh.size) * mesh.size
-    return abstract_examples(total, source.image_shape, mesh, SHARDED)
+    return _abstract(source, "test", placement, mesh, evaluation_batch_size(mesh))
+
+
+def abstract_training(
+    source: DatasetSource, placement: str, mesh: Mesh, batch_size: int
+) -> Examples:
+    """Return shapes and shardings of the examples that the train step is given.
+
+    Args:
+      source: the data set.
+      placement: "replicated", "sharded" or "streamed".
+      mesh: the devices.
+      batch_size: over all devices together.
+    """
+    return _abstract(source, "train", placement, mesh, batch_size)
+
+
+def _abstract(
+    source: DatasetSource, split: str, placement: str, mesh: Mesh, batch_size: int
+) -> Examples:
+    """Return shapes and shardings of a split, or if it is streamed of a batch of it."""
+    size = source.size(split)
+    # Parts are equally long.
+    filled_up = -(-size // mesh.size) * mesh.size
+    rows = {REPLICATED: size, SHARDED: filled_up, STREAMED: batch_size}[placement]
+    return abstract_examples(rows, source.image_shape, mesh, placement)

@@ -1,5 +1,6 @@
 """The training job: a configuration and a workdir in, checkpoints and records out."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -101,6 +102,7 @@ def train(
         with (
             StopRequest() as stop,
             processes.Watchdog(job.config.hang_seconds) as watchdog,
+            contextlib.closing(data),
             open_outputs(job, data, lock) as outputs,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)

@@ -18,7 +18,7 @@ from trainer.records.profiling import Profiler
 from trainer.run.job import Job
 from trainer.run.programs import Data
 from trainer.run.resume import checkpoint_meta
-from trainer.step import Metrics, TrainState
+from trainer.step import STREAMED, Metrics, TrainState
 from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE
 from trainer.workdir.lock import Lock
 from trainer.workdir.storage import write_whole
@@ -120,6 +120,8 @@ class Writer:
         """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
         self.wait()
         logger.info("%s", self._records.summary())
+        if self._job.placement == STREAMED:
+            logger.info("of these %.1f s waiting for data", self._data.train.waited)
         guessing = guessing_accuracy(self._data.test_counts)
         hint = self.last_test and hint_at_chance(self.last_test, guessing, self._job.config)
         if hint:

@@ -1,7 +1,6 @@
 """Where the examples of a run are to lie: what each way needs, and the first that fits."""
 
 import dataclasses
-import logging
 import math
 
 from jax.sharding import Mesh
@@ -11,8 +10,6 @@ from trainer.errors import UsageError
 from trainer.run import streaming
 from trainer.run.memory import Memory
 from trainer.step import REPLICATED, SHARDED, STREAMED
-
-logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 # In the order in which `auto` tries them: what comes first has less to do in a step.
@@ -63,7 +60,8 @@ def choose_placement(
     """Return where the examples are to lie, and why, in words. Nothing has been read for that.
 
     Args:
-      asked: by the user; "auto" takes the first that fits into half of what is free.
+      asked: by the user; "auto" takes the first that fits into half of what is free, and streams
+        them otherwise.
       source: the data set.
       mesh: the devices.
       batch_size: over all devices together.
@@ -72,33 +70,23 @@ def choose_placement(
     Raises:
       UsageError: what is asked for does not fit, or nothing does.
     """
-    found = {
-        each: _shortage(needed(each, source, mesh, batch_size), mesh, memory, _part(asked))
-        for each in (PLACEMENTS if asked == AUTO else (asked,))
-    }
-    fitting = [placement for placement, shortage in found.items() if not shortage]
-    if not fitting:
-        placement, shortage = list(found.items())[-1]
-        others = [
-            each
-            for each in PLACEMENTS[PLACEMENTS.index(placement) + 1 :]
-            if not _shortage(needed(each, source, mesh, batch_size), mesh, memory, 1)
-        ]
-        hint = f"use --data_placement={' or '.join([*others, AUTO])}" if others else "free some"
-        raise UsageError(
-            f"--data_placement={asked}: {placement} examples of --dataset={source.name} need "
-            f"{shortage}; {hint}, or more devices"
-        )
-    chosen = fitting[0]
-    if asked != AUTO:
-        return chosen, "as asked for"
-    passed = [f"{each} needs {why}" for each, why in found.items() if why and each != chosen]
-    return chosen, "; ".join(passed) or "they fit"
-
-
-def _part(asked: str) -> float:
-    """Return the part of the free memory that the examples may take."""
-    return _AUTO_PART if asked == AUTO else 1.0
+    needs = {each: needed(each, source, mesh, batch_size) for each in PLACEMENTS}
+    tried = PLACEMENTS if asked == AUTO else (asked,)
+    passed: dict[str, str] = {}
+    for placement in tried:
+        part = _AUTO_PART if asked == AUTO and placement != PLACEMENTS[-1] else 1.0
+        shortage = _shortage(needs[placement], mesh, memory, part)
+        if not shortage:
+            reasons = [f"{each} needs {why}" for each, why in passed.items()]
+            reason = "; ".join(reasons) or "there is room for them"
+            return placement, reason if asked == AUTO else "as asked for"
+        passed[placement] = shortage
+    others = [each for each in PLACEMENTS if not _shortage(needs[each], mesh, memory, 1.0)]
+    hint = f"use --data_placement={' or '.join([*others, AUTO])}, or" if others else "use"
+    raise UsageError(
+        f"--data_placement={asked}: {placement} examples of --dataset={source.name} need {shortage}"
+        f"; {hint} more devices or memory"
+    )
 
 
 def _shortage(need: Need, mesh: Mesh, memory: Memory, part: float) -> str:

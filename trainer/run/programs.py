@@ -12,7 +12,14 @@ import numpy as np
 
 from trainer import devices
 from trainer.datasets import Dataset, DatasetFacts
-from trainer.run.data import Moments, Store, TrainingRows, abstract_parts, open_store
+from trainer.run.data import (
+    Moments,
+    Store,
+    TrainingRows,
+    abstract_test,
+    abstract_training,
+    open_store,
+)
 from trainer.run.job import Job
 from trainer.run.resume import check_data, resumed_state
 from trainer.step import (
@@ -22,7 +29,6 @@ from trainer.step import (
     Examples,
     Metrics,
     TrainState,
-    abstract_examples,
     averaged,
     check_first_state,
     create_evaluate,
@@ -31,7 +37,6 @@ from trainer.step import (
     create_train_step,
     create_train_steps,
     epoch_batches,
-    evaluation_batch_size,
     lower_eval_step,
     lower_replica_hashes,
     with_exchange,
@@ -113,7 +118,7 @@ def compile_programs(job: Job) -> Programs:
         epoch_batches=compile_epoch_on_host(job)
         if job.placement == STREAMED
         else create_epoch_batches(job).lower(state.step).compile(),
-        evaluate=_compile_evaluation(job, state, _abstract_splits(job)[1]),
+        evaluate=_compile_evaluation(job),
         check_replicas=create_replica_check(job.mesh, state),
     )
 
@@ -130,7 +135,7 @@ def lower_programs(job: Job) -> dict[str, Any]:
       that the devices share "exchange"), else "train_step", or "train_steps" where a call takes
       several.
     """
-    state, test = job.abstract_state, _abstract_splits(job)[1]
+    state, test = job.abstract_state, abstract_test(job.source, job.placement, job.mesh)
     step = lower_steps(job)
     apart = isinstance(step, TwoPrograms | WithExchange)
     steps = step.parts() if apart else {_name_of_steps(job): step}
@@ -153,17 +158,6 @@ def _name_of_steps(job: Job) -> str:
     return "train_step" if job.config.steps_per_call == 1 else "train_steps"
 
 
-def _abstract_splits(job: Job) -> list[Examples]:
-    """Return shapes and shardings of the examples that train step and evaluation are given."""
-    source, mesh = job.source, job.mesh
-    if job.placement == SHARDED:
-        return [abstract_parts(source, split, mesh) for split in ("train", "test")]
-    counts = [source.num_train, source.num_test]
-    if job.placement == STREAMED:
-        counts = [job.config.batch_size, evaluation_batch_size(mesh)]
-    return [abstract_examples(count, source.image_shape, mesh, job.placement) for count in counts]
-
-
 def lower_steps(job: Job) -> Any:
     """Return the programs of a call of the devices, lowered; a step on its own needs no loop.
 
@@ -173,7 +167,8 @@ def lower_steps(job: Job) -> Any:
     Returns:
       `lower` of the train step, or of several in a loop where a call takes several.
     """
-    config, state, train = job.config, job.abstract_state, _abstract_splits(job)[0]
+    config, state = job.config, job.abstract_state
+    train = abstract_training(job.source, job.placement, job.mesh, config.batch_size)
     batches = jax.ShapeDtypeStruct(
         (1 if job.placement == STREAMED else job.plan.steps_per_epoch, config.batch_size),
         jnp.int32,
@@ -213,9 +208,10 @@ def _compile_steps(job: Job) -> TrainSteps:
 
 
 def _compile_evaluation(
-    job: Job, state: TrainState, test: Examples
+    job: Job,
 ) -> Callable[[TrainState, Batches], dict[str, Any]]:
     """Return the compiled function that tests the parameters, and their averages if any."""
+    state, test = job.abstract_state, abstract_test(job.source, job.placement, job.mesh)
     evaluate = create_evaluate(
         job.network, job.mesh, state.params, state.statistics, test, job.placement
     )

@@ -4,7 +4,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,9 +14,8 @@ from trainer import devices
 from trainer.datasets import DatasetSource
 from trainer.run.ahead import Ahead
 from trainer.schedules import Plan
-from trainer.step import STREAMED, Examples, evaluation_batch_size
+from trainer.step import Examples, evaluation_batch_size
 from trainer.step.batches import evaluation_batches
-from trainer.step.examples import abstract_examples
 
 # Rows that a thread reads at a time, for one or several steps, and their bytes. Each read costs
 # some milliseconds, however few rows it is for.
@@ -70,8 +69,7 @@ class RowPlacer:
         batch_size: int,
     ) -> None:
         self._source, self._split, self.batch_size = source, split, batch_size
-        shapes = abstract_examples(batch_size, source.image_shape, mesh, STREAMED)
-        self._images, self._labels = shapes.images, shapes.labels
+        self._sharding = devices.sharded(mesh)
         mean, std = (np.float32(moment) for moment in moments)
         self._mean, self._std = (
             devices.place(np.asarray(moment), devices.replicated(mesh)) for moment in (mean, std)
@@ -94,25 +92,26 @@ class RowPlacer:
             images[wanted], labels[wanted] = self._source.rows(self._split, indices[wanted])
         return [
             Examples(
-                self._place(images[i], self._images),
-                self._place(labels[i], self._labels),
+                self._place(images[i]),
+                self._place(labels[i]),
                 self._mean,
                 self._std,
             )
             for i in range(len(indices))
         ]
 
-    def _place(self, rows: np.ndarray, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def _place(self, rows: np.ndarray) -> jax.Array:
         """Return an array over all devices, of which this process has the given rows."""
+        shape = (self.batch_size, *rows.shape[1:])
 
         # Each device by its own place: those of a process need not follow each other in the mesh,
         # as jax.make_array_from_process_local_data would have it.
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(shape.shape[0])
+        def of_device(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(self.batch_size)
             first = np.searchsorted(self.columns, start)
             return rows[first : first + stop - start]
 
-        return jax.make_array_from_callback(shape.shape, shape.sharding, of_device)
+        return jax.make_array_from_callback(shape, self._sharding, of_device)
 
 
 def own_columns(mesh: Mesh, batch_size: int) -> np.ndarray:

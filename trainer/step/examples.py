@@ -51,12 +51,13 @@ def specs(placement: str) -> Examples:
       placement: "replicated": the same rows on all devices; "sharded" or "streamed": rows cut
         over the devices.
     """
-    rows = P() if placement == REPLICATED else P(DATA_AXIS)
-    return Examples(images=rows, labels=rows, mean=P(), std=P())
+    rows: Any = P() if placement == REPLICATED else P(DATA_AXIS)
+    whole: Any = P()
+    return Examples(images=rows, labels=rows, mean=whole, std=whole)
 
 
 def abstract_examples(
-    num_examples: int, image_shape: tuple[int, int, int], mesh: Mesh, placement: str = REPLICATED
+    num_examples: int, image_shape: tuple[int, ...], mesh: Mesh, placement: str = REPLICATED
 ) -> Examples:
     """Return shapes, dtypes and shardings of examples as jax.ShapeDtypeStruct leaves.
 
@@ -66,23 +67,17 @@ def abstract_examples(
       mesh: the devices.
       placement: see `specs`.
     """
-    shapes = Examples(
-        images=jax.ShapeDtypeStruct((num_examples, *image_shape), jnp.uint8),
-        labels=jax.ShapeDtypeStruct((num_examples,), jnp.int32),
-        mean=jax.ShapeDtypeStruct((), jnp.float32),
-        std=jax.ShapeDtypeStruct((), jnp.float32),
+
+    def abstract(shape: tuple[int, ...], dtype: Any, spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    layout = specs(placement)
+    return Examples(
+        images=abstract((num_examples, *image_shape), jnp.uint8, layout.images),
+        labels=abstract((num_examples,), jnp.int32, layout.labels),
+        mean=abstract((), jnp.float32, layout.mean),
+        std=abstract((), jnp.float32, layout.std),
     )
-    return on_mesh(shapes, mesh, placement)
-
-
-def on_mesh(shapes: Examples, mesh: Mesh, placement: str) -> Examples:
-    """Return the same shapes and dtypes with the shardings that examples have on a mesh."""
-
-    def abstract(leaf: Any, spec: P) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(abstract, shapes, specs(placement))
 
 
 def take(examples: Examples, indices: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trainer.devices import DATA_AXIS, sharded
-from trainer.step.examples import SHARDED, Examples, on_mesh, specs
+from trainer.devices import DATA_AXIS
+from trainer.step.examples import SHARDED, Examples, abstract_examples, specs
 from trainer.step.state import TrainState
 from trainer.step.train_step import Metrics, TwoPrograms
 
@@ -66,10 +66,12 @@ class WithExchange:
     Attributes:
       exchange: (step, examples, batches) -> (rows, places).
       train_step: see `train_step.create_train_step`, for devices that hold their own rows.
+      mesh: the devices.
     """
 
     exchange: Any
     train_step: Any
+    mesh: Mesh
 
     def __call__(
         self, state: TrainState, examples: Examples, batches: jax.Array
@@ -82,14 +84,17 @@ class WithExchange:
         """Return all programs lowered for arguments of these shapes, as jax.stages does."""
         exchange = self.exchange.lower(state.step, examples, batches)
         rows, places = exchange.out_info
-        mesh = examples.images.sharding.mesh
-        places = jax.ShapeDtypeStruct(places.shape, places.dtype, sharding=sharded(mesh, axis=1))
-        lowered = self.train_step.lower(state, on_mesh(rows, mesh, SHARDED), places)
-        return WithExchange(exchange, lowered)
+        rows = abstract_examples(rows.labels.shape[0], rows.images.shape[1:], self.mesh, SHARDED)
+        places = jax.ShapeDtypeStruct(places.shape, places.dtype, sharding=batches.sharding)
+        return dataclasses.replace(
+            self, exchange=exchange, train_step=self.train_step.lower(state, rows, places)
+        )
 
     def compile(self) -> "WithExchange":
         """Return all lowered programs compiled, as jax.stages does."""
-        return WithExchange(self.exchange.compile(), self.train_step.compile())
+        return dataclasses.replace(
+            self, exchange=self.exchange.compile(), train_step=self.train_step.compile()
+        )
 
     def parts(self) -> dict[str, Any]:
         """Return the programs by name."""
@@ -125,7 +130,7 @@ def with_exchange(train_step: Any, mesh: Mesh) -> Any:
     )
     if isinstance(train_step, TwoPrograms):
         # The step's own programs stay those of rows that were read from files, and so their bits.
-        return WithExchange(over_devices, train_step)
+        return WithExchange(over_devices, train_step, mesh)
 
     def in_one(
         state: TrainState, examples: Examples, batches: jax.Array
