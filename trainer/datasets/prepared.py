@@ -107,7 +107,7 @@ class DatasetSource:
     def facts(self) -> DatasetFacts:
         """Returns what is known of the examples without holding them in memory.
 
-        Of whole splits that the trainer prepared it is stored beside them. Others are read once,
+        Of whole splits that the trainer prepared it is stored beside them. Others are read whole,
         a block at a time; a bar shows the progress on a terminal.
 
         Raises:
@@ -249,16 +249,16 @@ class DatasetSource:
         return counts
 
     def _metadata(self) -> Mapping[str, Any]:
-        """Returns what the trainer stored of the examples, if it has prepared them."""
+        """Returns what is stored of the examples beside them, by the trainer or by others."""
         try:
-            return (self.builder.info.metadata or {}) if self.made_here else {}
+            return self.builder.info.metadata or {}
         # It is read only now, and the file may hold anything.
         except Exception as error:
             reason = f"metadata.json: {type(error).__name__}: {error}"
-            raise damage.explain(self.name, self.data_dir, None, reason, True) from error
+            raise damage.explain(self.name, self.data_dir, None, reason, self.made_here) from error
 
     def _check_digest(self, split: str, found: str) -> None:
-        """Compares what was read with what the trainer wrote, where a whole split was read.
+        """Compares what was read with what was written, where that is known of a whole split.
 
         A file whose own hashes are all right may still be another one.
         """
