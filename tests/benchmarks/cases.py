@@ -115,6 +115,21 @@ def reduction(settings: Settings) -> Iterator[Table]:
             yield _rates(f"batch {batch_size}, {form}", sides, settings, batch_size)
 
 
+def placement(settings: Settings) -> Iterator[Table]:
+    """Images a second by where the examples lie: streamed, and shared by several devices."""
+    limit = settings.num_gpus if settings.platform == "gpu" else 8
+    for batch_size in settings.batch_sizes:
+        for count in sorted({1, limit}):
+            made = {"num_cpu_devices": count} if settings.platform == "cpu" else {}
+            sides = [
+                _ours(settings, each, data_placement=each, batch_size=batch_size, **made)
+                for each in ("replicated", "sharded", "streamed")
+                if not (each == "sharded" and count == 1)
+            ]
+            title = f"batch {batch_size}, {count} device{'s' * (count > 1)}"
+            yield _rates(title, sides, settings, batch_size)
+
+
 def _rates(title: str, sides: list[Side], settings: Settings, batch_size: int) -> Table:
     """Return the images a second of some sides, which take turns."""
     table = Table(title, "images/s", more_is_better=True)
@@ -465,6 +480,7 @@ CASES = {
     "seeds": Case(seeds, 3),
     "start": Case(start, 3),
     "reduction": Case(reduction, 7, (64, 128)),
+    "placement": Case(placement, 7, (128,)),
     "checkpoints": Case(checkpoints, 10),
     "guards": Case(guards, 7),
     "memory": Case(memory, 1),

@@ -37,7 +37,7 @@ class Training:
         self._records = Records(self._job.workdir, self._job.config, self._job.plan, 0)
         self._checkpointer = Checkpointer(self._job.workdir, Keeping(2))
         self._done = 0
-        self._batches = self._programs.epoch_batches(self._state.step)
+        self._rows = self._data.train.at(0, self._state.step)
 
     def describe(self) -> str:
         """Return devices and reduction in words."""
@@ -65,7 +65,7 @@ class Training:
 
     def bare_turn(self, count: int) -> float:
         """Return the seconds of some calls of the compiled step, and nothing else."""
-        state, examples, batches = self._state, self._data.train, self._batches
+        state, (examples, batches) = self._state, self._rows
         most = self._job.config.steps_per_call
         jax.block_until_ready(state)
         begin = time.perf_counter()
@@ -131,13 +131,11 @@ class Training:
     def _call(self, most: int, records: bool) -> None:
         """Take the steps of one call of the devices, at most so many."""
         steps_per_epoch = self._job.plan.steps_per_epoch
-        if self._done % steps_per_epoch == 0:
-            self._batches = self._programs.epoch_batches(self._state.step)
+        if self._done:
+            self._rows = self._data.train.at(self._done, self._state.step)
         left_in_epoch = steps_per_epoch - self._done % steps_per_epoch
         count = min(most, left_in_epoch, self._job.config.steps_per_call)
-        self._state, metrics = self._programs.train_steps(
-            self._state, self._data.train, self._batches, count
-        )
+        self._state, metrics = self._programs.train_steps(self._state, *self._rows, count)
         if records:
             self._records.train(self._done, count, metrics)
         self._done += count

@@ -168,7 +168,9 @@ def test_what_does_not_fit(here: Target, config: TrainConfig) -> None:
     assert not report["ok"]
     assert command.table([report]).splitlines()[1].split()[:2] == ["cpu:2", "NO"]
     needed = f"{report['bytes_needed'] / 1e6:,.0f}"
-    message = f"cpu:2: a device needs {needed} MB and has 1 MB; use a smaller --batch_size, or"
+    message = (
+        f"cpu:2: with streamed examples a device needs {needed} MB and has 1 MB; use a smaller"
+    )
     assert message in command.describe_failure(report)
 
 

@@ -1,6 +1,5 @@
 """A run that has learned nothing is told so, and only such a run."""
 
-import numpy as np
 import pytest
 
 from trainer.config import TrainConfig
@@ -45,5 +44,5 @@ def test_words() -> None:
 
 
 def test_the_most_frequent_class() -> None:
-    assert guessing_accuracy(np.array([3, 1, 3, 0])) == 0.5
-    assert guessing_accuracy(np.array([2])) == 1
+    assert guessing_accuracy([1, 1, 0, 2]) == 0.5
+    assert guessing_accuracy([0, 0, 1]) == 1

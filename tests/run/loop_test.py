@@ -343,4 +343,4 @@ def test_steps_per_call(
     asked: int, reduction: str, platform: str, interval: int, chosen: int
 ) -> None:
     """What is chosen cuts the interval into calls of nearly equal length."""
-    assert choose_steps_per_call(asked, reduction, platform, interval) == chosen
+    assert choose_steps_per_call(asked, reduction, platform, "replicated", interval) == chosen

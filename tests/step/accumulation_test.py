@@ -69,7 +69,7 @@ def temporary_bytes(**given: object) -> int:
     mesh = devices.create_mesh("cpu", 1)
     network, tx = create_network("cnn", (28, 28, 1), 10), optax.identity()
     state = abstract_train_state(train_state_init(network, tx, 0), devices.replicated(mesh))
-    examples = abstract_examples(1024, (28, 28, 1), devices.replicated(mesh))
+    examples = abstract_examples(1024, (28, 28, 1), mesh)
     batches = jax.ShapeDtypeStruct(
         epoch_batches(0, 0, 1024, 512).shape, np.int32, sharding=devices.sharded(mesh, axis=1)
     )

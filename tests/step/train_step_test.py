@@ -15,7 +15,7 @@ from trainer.schedules.cyclical import (
     create_triangular_schedule,
 )
 from trainer.step.batches import epoch_batches
-from trainer.step.eval_step import create_evaluate
+from trainer.step.eval_step import batches_of, create_evaluate
 from trainer.step.examples import place_examples
 from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
@@ -227,7 +227,7 @@ def test_evaluation_counts_every_test_example_once(mnist: Dataset, num_devices: 
     )
     on_devices = jax.device_put(params, devices.replicated(mesh))
     evaluate = create_evaluate(model, mesh, on_devices, {}, examples)
-    sums = evaluate(on_devices, {}, examples)
+    (sums,) = evaluate([(on_devices, {})], batches_of(examples, 10000, mesh))
     logits = np.asarray(
         model.apply(params, {}, mnist.test_images.astype(np.float32) / np.float32(255))
     )

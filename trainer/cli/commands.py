@@ -53,6 +53,7 @@ COMMANDS = {
             *_SELECTION,
             "ensemble",
             "data_dir",
+            "data_placement",
             "platform",
             "num_devices",
             "num_cpu_devices",

@@ -212,9 +212,8 @@ def _measure(
     programs, data, state = start(job)
     pending, measured = [], []
     for step in range(len(rates)):
-        if step % job.plan.steps_per_epoch == 0:
-            batches = programs.epoch_batches(state.step)
-        state, metrics = programs.train_steps(state, data.train, batches, 1)
+        examples, batches = data.train.at(step, state.step)
+        state, metrics = programs.train_steps(state, examples, batches, 1)
         pending.append(metrics)
         if len(pending) < _STEPS_PER_LOOK and step + 1 < len(rates):
             continue
@@ -232,6 +231,7 @@ def _measure(
                 "step %d of %d  rate %.2g  loss %.4f  accuracy %.3f",
                 *(step + 1, len(rates), rates[step], *map(measured[-1].get, ("loss", "accuracy"))),
             )
+    data.close()
     columns = ("learning_rate", "loss", "accuracy")
     return tuple([float(each[name]) for each in measured] for name in columns)  # type: ignore
 

@@ -8,12 +8,15 @@ from etils import epath
 from trainer import devices
 from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
-from trainer.datasets import load
+from trainer.datasets import Dataset, DatasetFacts, open_dataset
 from trainer.records.words import dataset_name
+from trainer.run.data import Moments, abstract_test, open_store
+from trainer.run.memory import measure_memory
+from trainer.run.placement import choose_placement
 from trainer.run.resume import check_data
 from trainer.run.selection import AS_TRAINED, LAST, Selection
 from trainer.schedules import create_plan
-from trainer.step import create_evaluate, mean_metrics, place_examples
+from trainer.step import create_evaluate, evaluation_batch_size, mean_metrics
 
 _SHOWN = (
     "learning_rate",
@@ -92,7 +95,8 @@ def evaluate(
 
     Args:
       workdir: of a run.
-      given: its platform, num_devices and data_dir are used; everything else is the checkpoint's.
+      given: its platform, num_devices, data_dir and data_placement are used; everything else is
+        the checkpoint's.
       selection: which parameters.
 
     Returns:
@@ -108,15 +112,21 @@ def evaluate(
     checkpoint = selection.load(workdir)
     config, inputs = checkpoint.config, checkpoint.inputs
     data_dir = given.data_dir or config.data_dir
-    dataset = load(config.dataset, data_dir, **config.data_selection)
-    check_data(checkpoint, config.dataset, dataset.identity, "evaluate it")
-    images, labels = dataset.test_images, dataset.test_labels
-    examples = place_examples(images, labels, inputs["mean"], inputs["std"], everywhere)
+    source = open_dataset(config.dataset, data_dir, **config.data_selection)
+    size = evaluation_batch_size(mesh)
+    placement, _ = choose_placement(given.data_placement, source, mesh, size, measure_memory(mesh))
+
+    def accept(found: Dataset | DatasetFacts) -> Moments:
+        check_data(checkpoint, config.dataset, found.identity, "evaluate it")
+        return inputs["mean"], inputs["std"]
+
+    store = open_store(source, placement, mesh, ("test",), accept)
     params, statistics = jax.tree.map(
         lambda leaf: devices.place(leaf, everywhere), (checkpoint.params, checkpoint.statistics)
     )
-    run = create_evaluate(checkpoint.network, mesh, params, statistics, examples)
-    sums = jax.device_get(run(params, statistics, examples))
+    examples = abstract_test(source, placement, mesh)
+    run = create_evaluate(checkpoint.network, mesh, params, statistics, examples, placement)
+    (sums,) = jax.device_get(run([(params, statistics)], store.test()))
     found = {"step": checkpoint.step, **mean_metrics(sums)}
     if selection.params != LAST:
         found["params"] = selection.params

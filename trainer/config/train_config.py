@@ -48,6 +48,15 @@ class TrainConfig:
         "folder of the prepared data sets; empty: the default of TensorFlow Datasets",
         trajectory=False,
     )
+    data_placement: str = option(
+        "auto",
+        "Data",
+        "where the examples lie. replicated: all of them on every device; sharded: a part on each "
+        "device; streamed: on disk, and read some steps ahead; auto: the first of these that fits. "
+        "The batches are the same",
+        valid=("auto", "replicated", "sharded", "streamed"),
+        trajectory=False,
+    )
     train_split: str = option(
         "",
         "Data",
@@ -219,6 +228,14 @@ class TrainConfig:
         None,
         "Records",
         "steps between comparisons of the devices' states; unset: only before every checkpoint",
+        valid=COUNT,
+        trajectory=False,
+    )
+    audit_every_steps: int | None = option(
+        None,
+        "Records",
+        "steps between audits, in which each device also computes the gradient of its "
+        "neighbour's part of a batch, and the bits are compared; unset: none",
         valid=COUNT,
         trajectory=False,
     )

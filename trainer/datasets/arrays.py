@@ -56,6 +56,11 @@ class Dataset:
         }
 
     @property
+    def test_class_counts(self) -> list[int]:
+        """Examples of each class in the test split."""
+        return np.bincount(self.test_labels, minlength=self.num_classes).tolist()
+
+    @property
     def pixel_mean(self) -> float:
         """Mean of the training pixels, scaled to [0, 1]."""
         return self._pixel_moments[0]
@@ -77,24 +82,54 @@ class Dataset:
         Raises:
           UsageError: all training pixels are equal, so there is nothing to divide by.
         """
-        if not standardize:
-            return 0.0, 1.0
-        mean, std = self._pixel_moments
-        if std == 0:
-            raise UsageError(
-                f"--standardize divides by the standard deviation of the training pixels, and all "
-                f"pixels of --dataset={self.name} have the value {round(mean * 255)}; leave "
-                "--standardize out, and look at the images"
-            )
-        return mean, std
+        sums = self._pixel_sums if standardize else (0, 0)
+        return input_moments(self.name, sums, self.train_images.size, standardize)
+
+    @property
+    def _pixel_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training pixels."""
+        return _moments(self._pixel_sums, self.train_images.size)
 
     @functools.cached_property
-    def _pixel_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation from exact integer sums."""
-        total, squares = pixel_sums(self.train_images)
-        count = self.train_images.size
-        # Integers up to the square root: count * squares - total**2 is exact.
-        return total / count / 255, math.sqrt(count * squares - total**2) / count / 255
+    def _pixel_sums(self) -> tuple[int, int]:
+        """Sums over the training pixels, added up when they are first asked for."""
+        return pixel_sums(self.train_images)
+
+
+def input_moments(
+    dataset: str, sums: tuple[int, int], count: int, standardize: bool
+) -> tuple[float, float]:
+    """Returns (mean, std) of the inputs (x/255 - mean) / std of a network.
+
+    Args:
+      dataset: its name, for messages.
+      sums: of the training pixels, see `pixel_sums`.
+      count: how many training pixels there are, all channels counted.
+      standardize: whether the inputs have mean 0 and standard deviation 1, or are x/255.
+
+    Returns:
+      The training pixels' mean and standard deviation, or (0.0, 1.0).
+
+    Raises:
+      UsageError: all training pixels are equal, so there is nothing to divide by.
+    """
+    if not standardize:
+        return 0.0, 1.0
+    mean, std = _moments(sums, count)
+    if std == 0:
+        raise UsageError(
+            f"--standardize divides by the standard deviation of the training pixels, and all "
+            f"pixels of --dataset={dataset} have the value {round(mean * 255)}; leave "
+            "--standardize out, and look at the images"
+        )
+    return mean, std
+
+
+def _moments(sums: tuple[int, int], count: int) -> tuple[float, float]:
+    """Returns mean and standard deviation of scaled pixels from exact integer sums."""
+    total, squares = sums
+    # Integers up to the square root: count * squares - total**2 is exact.
+    return total / count / 255, math.sqrt(count * squares - total**2) / count / 255
 
 
 def pixel_sums(images: np.ndarray) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from trainer.datasets import idx, sources
-from trainer.datasets.identity import examples_digest
+from trainer.datasets.facts import FactsInOnePass
 
 # Romanised as in TFDS: file names and label files stay ASCII under every locale.
 _CLASS_NAMES = {
@@ -86,7 +86,9 @@ class MnistIdx(tfds.core.GeneratorBasedBuilder):
                 archives[f"{prefix}-labels-idx1-ubyte.gz"],
                 split,
             )
-            self.info.metadata[f"{split}_sha256"] = examples_digest(images, labels)
+            found = FactsInOnePass(len(_CLASS_NAMES[self.builder_config.name]))
+            found.add(images, labels)
+            self.info.metadata.update(found.facts().to_metadata(split))
             generators[split] = self._generate_examples(images, labels)
         return generators
 

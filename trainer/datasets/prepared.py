@@ -3,15 +3,19 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
-from trainer.datasets import damage
+from trainer.datasets import damage, prepare
 from trainer.datasets.arrays import Dataset
 from trainer.datasets.decode import SplitReader
+from trainer.datasets.facts import DatasetFacts, FactsInOnePass, SplitFacts
 from trainer.datasets.identity import describe
 from trainer.errors import RunError, UsageError
 
@@ -21,6 +25,8 @@ logger = logging.getLogger(__name__)
 _SORTED_FRACTION = 0.1
 # How many pixels, all channels counted, are decoded at a time.
 _BLOCK_PIXELS = 2**22
+# Seconds to wait before a file system that is away is asked again.
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +87,8 @@ class DatasetSource:
           RunError: the files are damaged; the message names the file and what to do.
           UsageError: images of differing shapes, or labels that are no class.
         """
-        train_images, train_labels = self._read_split("train")
-        test_images, test_labels = self._read_split("test")
+        train_images, train_labels = self.part("train", 0, self.num_train)
+        test_images, test_labels = self.part("test", 0, self.num_test)
         dataset = Dataset(
             name=self.name,
             train_images=train_images,
@@ -93,11 +99,57 @@ class DatasetSource:
             version=self.version,
             class_names=self.class_names,
         )
-        self._check_digests(dataset)
-        self._check_classes(dataset)
+        for split in ("train", "test"):
+            self._check_digest(split, dataset.identity[f"{split}_sha256"])
+        self._check_classes(*(self._count(labels) for labels in (train_labels, test_labels)))
         return dataset
 
-    def rows(self, split: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def facts(self) -> DatasetFacts:
+        """Returns what is known of the examples without holding them in memory.
+
+        Of whole splits that the trainer prepared it is stored beside them. Others are read whole,
+        a block at a time; a bar shows the progress on a terminal.
+
+        Raises:
+          RunError: see `read`.
+          UsageError: see `read`.
+        """
+        train, test = (self._stored_facts(split) for split in ("train", "test"))
+        facts = DatasetFacts(
+            self.description, train or self._read_facts("train"), test or self._read_facts("test")
+        )
+        self._check_classes(facts.train.class_counts, facts.test.class_counts)
+        return facts
+
+    def size(self, split: str) -> int:
+        """Returns the number of examples of "train" or "test"."""
+        return {"train": self.num_train, "test": self.num_test}[split]
+
+    def part(self, split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reads some examples that follow each other, a block at a time.
+
+        Args:
+          split: "train" or "test".
+          start: of the first example, from 0.
+          stop: of the one after the last; at most the size of the split.
+
+        Returns:
+          images uint8[stop - start, H, W, C], labels int32[stop - start].
+
+        Raises:
+          RunError: see `rows`.
+          UsageError: see `rows`.
+        """
+        images = np.empty((stop - start, *self.image_shape), np.uint8)
+        labels = np.empty(stop - start, np.int32)
+        for block in self._blocks(start, stop):
+            rows = slice(block.start - start, block.stop - start)
+            images[rows], labels[rows] = self.rows(split, block)
+        return images, labels
+
+    def rows(
+        self, split: str, indices: Sequence[int] | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Reads some examples by random access; each is compared with the hash stored with it.
 
         Args:
@@ -113,16 +165,10 @@ class DatasetSource:
           IndexError: there is no such example.
         """
         places = np.asarray(indices)
-        count = {"train": self.num_train, "test": self.num_test}[split]
+        count = self.size(split)
         if places.min() < 0 or places.max() >= count:
             raise IndexError(f"examples {places.min()} to {places.max()} of {count} were asked for")
-        try:
-            images, labels = self._reader(split).read(places.tolist())
-        except UsageError as error:
-            raise UsageError(f"--dataset={self.name}: split {split!r}: {error}") from error
-        # array_record, protobuf, json, zlib and PIL each have their own errors for damaged files.
-        except Exception as error:
-            raise self._damaged(split, error) from error
+        images, labels = self._read_patiently(split, places)
         if images.shape[1:] != self.image_shape:
             raise UsageError(
                 f"--dataset={self.name}: the images of split {split!r} have shape "
@@ -135,6 +181,25 @@ class DatasetSource:
                 f"{labels.max()}, and its classes are 0 to {self.num_classes - 1}"
             )
         return images, labels.astype(np.int32)
+
+    def _read_patiently(self, split: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads some examples, again and again while a file system says that it is away."""
+        for seconds in (*_PAUSES, None):
+            try:
+                return self._reader(split).read(places.tolist())
+            except UsageError as error:
+                raise UsageError(f"--dataset={self.name}: split {split!r}: {error}") from error
+            # array_record, protobuf, json, zlib and PIL each have their own errors for damaged
+            # files.
+            except Exception as error:
+                if seconds is None or not damage.is_passing(error):
+                    raise self._damaged(split, error, places) from error
+                reason = prepare.plain(error)
+            logger.warning("--dataset=%s: %s; trying again in %g s", self.name, reason, seconds)
+            time.sleep(seconds)
+            # One that has failed may stay so.
+            self._readers.pop(split, None)
+        raise AssertionError("the last attempt returns or raises")
 
     @functools.cached_property
     def _readers(self) -> dict[str, SplitReader]:
@@ -153,55 +218,77 @@ class DatasetSource:
         """Returns what TFDS calls the examples of "train" or "test"."""
         return {"train": self.train_split, "test": self.test_split}[split]
 
-    def _read_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Reads one split as uint8[N, H, W, C] and int32[N], a block at a time."""
-        count = {"train": self.num_train, "test": self.num_test}[split]
-        images = np.empty((count, *self.image_shape), np.uint8)
-        labels = np.empty(count, np.int32)
-        block = max(1, _BLOCK_PIXELS // images[0].size)
-        for start in range(0, count, block):
-            rows = slice(start, min(start + block, count))
-            images[rows], labels[rows] = self.rows(split, range(rows.start, rows.stop))
-        return images, labels
+    def _blocks(self, start: int, stop: int) -> Iterator[range]:
+        """Yields the places of examples from `start` to `stop`, a block at a time."""
+        block = max(1, _BLOCK_PIXELS // math.prod(self.image_shape))
+        for first in range(start, stop, block):
+            yield range(first, min(first + block, stop))
 
-    def _check_digests(self, dataset: Dataset) -> None:
-        """Compares what was read with what the trainer wrote, where whole splits were read.
+    def _stored_facts(self, split: str) -> SplitFacts | None:
+        """Returns what was stored of a whole split when it was prepared, or None."""
+        if self.image_size:
+            return None
+        return SplitFacts.from_metadata(self._metadata(), self._tfds_split(split))
 
-        A file whose own hashes are all right may still be another one.
-        """
+    def _read_facts(self, split: str) -> SplitFacts:
+        """Reads a split to know it, and compares its digest with the stored one if there is any."""
+        found = FactsInOnePass(self.num_classes)
+        # With `disable=None` there is a bar on a terminal only.
+        name = f"reading {self._tfds_split(split)}"
+        with tqdm(None, name, self.size(split), unit=" images", disable=None, leave=False) as bar:
+            for block in self._blocks(0, self.size(split)):
+                found.add(*self.rows(split, block))
+                bar.update(len(block))
+        facts = found.facts()
+        self._check_digest(split, facts.sha256)
+        return facts
+
+    def _count(self, labels: np.ndarray) -> list[int]:
+        """Returns the examples of each class."""
+        counts: list[int] = np.bincount(labels, minlength=self.num_classes).tolist()
+        return counts
+
+    def _metadata(self) -> Mapping[str, Any]:
+        """Returns what is stored of the examples beside them, by the trainer or by others."""
         try:
-            metadata = (self.builder.info.metadata or {}) if self.made_here else {}
+            return self.builder.info.metadata or {}
         # It is read only now, and the file may hold anything.
         except Exception as error:
             reason = f"metadata.json: {type(error).__name__}: {error}"
-            raise damage.explain(self.name, self.data_dir, None, reason, True) from error
-        for split in ("train", "test"):
-            found = dataset.identity[f"{split}_sha256"]
-            expected = metadata.get(f"{self._tfds_split(split)}_sha256", found)
-            if found != expected and not self.image_size:
-                reason = f"SHA-256 of the content is {found[:16]}..., expected {expected[:16]}..."
-                raise self._damaged(split, reason)
+            raise damage.explain(self.name, self.data_dir, None, reason, self.made_here) from error
 
-    def _check_classes(self, dataset: Dataset) -> None:
+    def _check_digest(self, split: str, found: str) -> None:
+        """Compares what was read with what was written, where that is known of a whole split.
+
+        A file whose own hashes are all right may still be another one.
+        """
+        expected = self._metadata().get(f"{self._tfds_split(split)}_sha256", found)
+        if found != expected and not self.image_size:
+            reason = f"SHA-256 of the content is {found[:16]}..., expected {expected[:16]}..."
+            raise self._damaged(split, reason)
+
+    def _check_classes(self, train_counts: Sequence[int], test_counts: Sequence[int]) -> None:
         """Refuses slices that leave classes to the test alone: they cut sorted examples."""
-        known = np.unique(dataset.train_labels)
-        unknown = dataset.test_labels[~np.isin(dataset.test_labels, known)]
-        if not len(unknown) or "[" not in self.train_split + self.test_split:
+        pairs = enumerate(zip(train_counts, test_counts, strict=True))
+        unknown = {label: tested for label, (known, tested) in pairs if tested and not known}
+        if not unknown or "[" not in self.train_split + self.test_split:
             return
-        names = self.class_names or range(self.num_classes)
+        names, count = self.class_names or range(self.num_classes), sum(unknown.values())
         said = (
-            f"{len(unknown)} of the {self.num_test} examples of --test_split={self.test_split} are "
+            f"{count} of the {self.num_test} examples of --test_split={self.test_split} are "
             f"of classes that --train_split={self.train_split} does not have, such as "
-            f"{names[unknown[0]]}"
+            f"{names[next(iter(unknown))]}"
         )
-        if len(unknown) >= _SORTED_FRACTION * self.num_test:
+        if count >= _SORTED_FRACTION * self.num_test:
             raise UsageError(
                 f"{said}: the examples of --dataset={self.name} seem to be sorted by class; "
                 "shuffle them before you store them, or use other slices"
             )
         logger.warning(said)
 
-    def _damaged(self, split: str, error: Exception | str) -> RunError:
-        """Returns the error for a split that cannot be read."""
+    def _damaged(
+        self, split: str, error: Exception | str, places: Sequence[int] | np.ndarray | None = None
+    ) -> RunError:
+        """Returns the error for a split of which some examples, or all, cannot be read."""
         info = self.builder.info.splits[self._tfds_split(split)]
-        return damage.explain(self.name, self.data_dir, info, error, self.made_here)
+        return damage.explain(self.name, self.data_dir, info, error, self.made_here, places)

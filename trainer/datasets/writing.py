@@ -1,50 +1,21 @@
 """Writes examples as a TFDS data set that can be read by random access, in one pass."""
 
 import errno
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from trainer.datasets.arrays import pixel_sums
 from trainer.datasets.checking import Picture
+from trainer.datasets.facts import FactsInOnePass
 
 # TFDS writes its description anew with every batch of examples.
 _BATCH = 1024
 _BATCH_BYTES = 2**25
 _SHARD_BYTES = 2**30
-
-
-class _Statistics:
-    """What is known of a split when its last example has been written."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._digest = hashlib.sha256()
-        # After the pixels of all examples come their labels, see `identity.examples_digest`.
-        self._labels = bytearray()
-        self._counts = np.zeros(num_classes, np.int64)
-        self._sums = np.zeros(2, object)
-
-    def add(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Counts some examples."""
-        self._digest.update(images.data)
-        self._labels += labels.astype("<i4").tobytes()
-        self._counts += np.bincount(labels, minlength=len(self._counts))
-        self._sums += pixel_sums(images)
-
-    def results(self, split: str) -> dict[str, Any]:
-        """Returns digest, examples of each class, and the sums of pixels and of their squares."""
-        self._digest.update(self._labels)
-        return {
-            f"{split}_sha256": self._digest.hexdigest(),
-            f"{split}_class_counts": self._counts.tolist(),
-            f"{split}_pixel_sums": self._sums.tolist(),
-        }
 
 
 def write_dataset(
@@ -123,12 +94,12 @@ def _write(
     batch_size = max(1, min(_BATCH, _BATCH_BYTES // image_bytes))
     for split, group in itertools.groupby(pictures, lambda picture: picture.split):
         writer.initialize_splits([split])
-        statistics = _Statistics(num_classes)
+        found = FactsInOnePass(num_classes)
         while batch := list(itertools.islice(group, batch_size)):
             images = np.ascontiguousarray([picture.pixels for picture in batch])
             labels = np.array([picture.label for picture in batch])
-            statistics.add(images, labels)
+            found.add(images, labels)
             pairs = zip(images, labels, strict=True)
             writer.add_examples({split: [{"image": x, "label": y} for x, y in pairs]})
-        info.metadata.update(statistics.results(split))
+        info.metadata.update(found.facts().to_metadata(split))
     writer.close_all()

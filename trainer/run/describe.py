@@ -7,7 +7,14 @@ from trainer.records.words import quantity
 from trainer.run.job import Job
 from trainer.run.preview import advice, count, draw, mid_cycle_warning
 from trainer.schedules import Plan
+from trainer.step import REPLICATED, SHARDED, STREAMED
 from trainer.step.reductions import TREE
+
+_PLACEMENTS = {
+    REPLICATED: "replicated: all examples on every device",
+    SHARDED: "sharded: a part of the examples on each device, rows exchanged in every step",
+    STREAMED: "streamed: rows read from the files some steps ahead",
+}
 
 
 def describe(job: Job) -> str:
@@ -18,6 +25,7 @@ def describe(job: Job) -> str:
         f"the {config.batch_size} examples of a batch",
         "data": f"{source.num_train} training and {source.num_test} test examples of "
         f"{source.name}, in {source.data_dir}",
+        "placement": f"{_PLACEMENTS[job.placement]} ({job.placement_reason})",
         "length": f"{count(plan.num_steps, 'step')}, "
         f"{quantity(plan.num_steps / plan.steps_per_epoch, 'epoch')} of "
         f"{count(plan.steps_per_epoch, 'step')}",

@@ -18,6 +18,8 @@ from trainer.config.own import is_own
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
 from trainer.run.config_changes import check_config_change
+from trainer.run.memory import Memory, measure_memory
+from trainer.run.placement import choose_placement
 from trainer.run.resume import (
     check_data,
     check_environment,
@@ -27,6 +29,7 @@ from trainer.run.resume import (
 )
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
+    STREAMED,
     Augmentation,
     Averaging,
     Network,
@@ -58,6 +61,8 @@ class Job:
       workdir: where the run's files lie.
       mesh: its devices.
       source: its data set, not read yet.
+      placement: where its examples will lie: "replicated", "sharded" or "streamed".
+      placement_reason: why there, in words.
       network: the network.
       augmentation: of the training images, or None.
       tx: the optimizer, without a learning rate.
@@ -74,6 +79,8 @@ class Job:
     workdir: epath.Path
     mesh: Mesh
     source: DatasetSource
+    placement: str
+    placement_reason: str
     network: Network
     augmentation: Augmentation | None
     tx: optax.GradientTransformation
@@ -113,6 +120,7 @@ def prepare(
     allow_config_change: Collection[str] = (),
     given: Collection[str] | None = None,
     mesh: Mesh | None = None,
+    memory: Memory | None = None,
 ) -> Job:
     """Find devices and data, and check that all fits together, and to the checkpoint if any.
 
@@ -123,6 +131,7 @@ def prepare(
       allow_config_change: fields that may differ from those of the checkpoint.
       given: fields that the user gave; what is not given, the run in the workdir says. None: all.
       mesh: devices that are elsewhere; None: those that the configuration asks for.
+      memory: that is free there; None: what is free here.
 
     Raises:
       UsageError: something does not fit; the message says what would.
@@ -143,7 +152,10 @@ def prepare(
         if stored.dataset == config.dataset:
             check_data(restored, config.dataset, source.description, "resume from it")
     plan = create_plan(config, source.num_train)
-    config = _resolve(config, plan, mesh, stored)
+    placement, reason = choose_placement(
+        config.data_placement, source, mesh, config.batch_size, memory or measure_memory(mesh)
+    )
+    config = _resolve(config, plan, mesh, stored, placement)
     history: list[dict[str, Any]] = []
     if restored and stored:
         step, history = restored.step, restored.meta["config_history"]
@@ -168,6 +180,8 @@ def prepare(
         workdir=workdir,
         mesh=mesh,
         source=source,
+        placement=placement,
+        placement_reason=reason,
         network=network,
         augmentation=augmentation,
         tx=tx,
@@ -231,9 +245,13 @@ def _with_absolute_paths(config: TrainConfig, source: DatasetSource) -> TrainCon
 
 
 def _resolve(
-    config: TrainConfig, plan: Plan, mesh: Mesh, stored: TrainConfig | None
+    config: TrainConfig, plan: Plan, mesh: Mesh, stored: TrainConfig | None, placement: str
 ) -> TrainConfig:
-    """Return the same run with nothing left to choose; resolving it again changes nothing."""
+    """Return the same run with nothing left to choose; resolving it again changes nothing.
+
+    Only where the examples lie is chosen anew at each start: it depends on what is free, and
+    changes no bits.
+    """
     reduction, gradient_shards = config.reduction, config.gradient_shards
     if stored is not None:
         # Not what suits these devices: the bits of a tree are a promise to the whole run.
@@ -242,13 +260,23 @@ def _resolve(
     reduction, gradient_shards = choose_reduction(
         reduction, gradient_shards, config.batch_size, mesh
     )
+    if config.audit_every_steps and mesh.size == 1:
+        raise UsageError(
+            f"--audit_every_steps={config.audit_every_steps}: one device has no neighbour that "
+            "could compute its gradient again; leave it out, or use at least 2 devices"
+        )
     check_accumulation(
         config.accumulation_steps, reduction, gradient_shards, config.batch_size, mesh
     )
+    steps_per_call = config.steps_per_call
+    if stored and placement == STREAMED and steps_per_call == stored.steps_per_call:
+        # Nobody asked for it at this start, and it was chosen for examples on the devices.
+        steps_per_call = 0
     steps_per_call = choose_steps_per_call(
-        config.steps_per_call,
+        steps_per_call,
         reduction,
         devices.platform_of(mesh),
+        placement,
         min(intervals(config, plan)),
     )
     return dataclasses.replace(
@@ -275,5 +303,6 @@ def intervals(config: TrainConfig, plan: Plan) -> list[int]:
         plan.eval_every_steps,
         config.checkpoint_every_steps,
         config.check_replicas_every_steps or plan.num_steps,
+        config.audit_every_steps or plan.num_steps,
         plan.steps_per_cycle if config.keep_cycle_ends else plan.num_steps,
     ]

@@ -1,5 +1,6 @@
 """The training job: a configuration and a workdir in, checkpoints and records out."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -101,6 +102,7 @@ def train(
         with (
             StopRequest() as stop,
             processes.Watchdog(job.config.hang_seconds) as watchdog,
+            contextlib.closing(data),
             open_outputs(job, data, lock) as outputs,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)
@@ -158,10 +160,9 @@ def _take_steps(
         outputs.begin(done, state)
         # Nothing is moved between host and devices here: both are always busy.
         with jax.transfer_guard("disallow"):
-            if done == job.first_step or done % plan.steps_per_epoch == 0:
-                batches = programs.epoch_batches(state.step)
+            examples, batches = data.train.at(done, state.step)
             count = _steps_of_call(job, done)
-            state, metrics = programs.train_steps(state, data.train, batches, count)
+            state, metrics = programs.train_steps(state, examples, batches, count)
         outputs.trained(done, count, metrics)
         done, stopping = done + count, stopping_now()
         last = done == plan.num_steps
@@ -169,6 +170,8 @@ def _take_steps(
         if testing:
             watchdog.progress(done, "in an evaluation")
             outputs.tested(done, programs.evaluate(state, data.test))
+        if _due(done, config.audit_every_steps):
+            programs.audit(state, examples, batches)
         saving = last or stopping or _save_is_due(job, done)
         if_best = testing and config.keep_best
         if saving or if_best or _due(done, config.check_replicas_every_steps):

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import jax
-
 from trainer import processes
 from trainer.checkpoints import Checkpointer, Keeping, stored_steps
 from trainer.config import flagfile_of_run
@@ -20,7 +18,7 @@ from trainer.records.profiling import Profiler
 from trainer.run.job import Job
 from trainer.run.programs import Data
 from trainer.run.resume import checkpoint_meta
-from trainer.step import Metrics, TrainState
+from trainer.step import STREAMED, Metrics, TrainState
 from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE
 from trainer.workdir.lock import Lock
 from trainer.workdir.storage import write_whole
@@ -122,7 +120,9 @@ class Writer:
         """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
         self.wait()
         logger.info("%s", self._records.summary())
-        guessing = guessing_accuracy(jax.device_get(self._data.test.labels))
+        if self._job.placement == STREAMED:
+            logger.info("of these %.1f s waiting for data", self._data.train.waited)
+        guessing = guessing_accuracy(self._data.test_counts)
         hint = self.last_test and hint_at_chance(self.last_test, guessing, self._job.config)
         if hint:
             logger.warning("%s", hint)

@@ -1,7 +1,7 @@
 """From a job to programs, data and state on the devices; data are read while XLA compiles."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,14 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import devices
-from trainer.datasets import Dataset
+from trainer.datasets import Dataset, DatasetFacts
+from trainer.run.data import (
+    Moments,
+    Store,
+    TrainingRows,
+    abstract_test,
+    abstract_training,
+    open_store,
+)
 from trainer.run.job import Job
 from trainer.run.resume import check_data, resumed_state
 from trainer.step import (
+    SHARDED,
+    STREAMED,
+    Batches,
     Examples,
     Metrics,
     TrainState,
-    abstract_examples,
     averaged,
     check_first_state,
     create_evaluate,
@@ -29,9 +39,11 @@ from trainer.step import (
     epoch_batches,
     lower_eval_step,
     lower_replica_hashes,
-    place_examples,
+    with_exchange,
 )
-from trainer.step.train_step import TwoPrograms
+from trainer.step.audit import Audit, create_audit, lower_audit
+from trainer.step.exchange import WithExchange
+from trainer.step.train_step import TwoPrograms, shard_gradients
 
 TrainSteps = Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]
 
@@ -43,26 +55,41 @@ class Programs:
     Attributes:
       train_steps: (state, examples, batches, count) -> (state, metrics); see
         `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
-      epoch_batches: see `create_epoch_batches`.
+      epoch_batches: the order of the data: see `create_epoch_batches`, or for streamed examples
+        `compile_epoch_on_host`.
       evaluate: (state, test) -> sums as in `eval_step.create_evaluate`, and under the name of each
         average that the run keeps those of the averaged parameters; it does not wait for the
         devices.
       check_replicas: see `replicas.create_replica_check`.
+      audit: see `audit.create_audit`; does nothing unless the run asks for it.
     """
 
     train_steps: TrainSteps
-    epoch_batches: Callable[[jax.Array], jax.Array]
-    evaluate: Callable[[TrainState, Examples], dict[str, Any]]
+    epoch_batches: Callable[[Any], Any]
+    evaluate: Callable[[TrainState, Batches], dict[str, Any]]
     check_replicas: Callable[[TrainState], None]
+    audit: Audit
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Both splits on the devices, and what a checkpoint must know of the inputs."""
+    """The rows of both splits, and what a checkpoint must know of the inputs.
 
-    train: Examples
-    test: Examples
+    Attributes:
+      train: gives the train step the rows of its batch.
+      test: the batches of the test split.
+      test_counts: examples of each class in the test split.
+      inputs: shape, classes, sizes and pixel statistics of the examples, and what identifies them.
+    """
+
+    train: TrainingRows
+    test: Batches
+    test_counts: Sequence[int]
     inputs: dict[str, Any]
+
+    def close(self) -> None:
+        """Read no further rows."""
+        self.train.close()
 
 
 def start(job: Job) -> tuple[Programs, Data, TrainState]:
@@ -76,14 +103,14 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
       RunError: the data are damaged, or the checkpoint has other leaves than the state.
     """
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(_read, job)
+        opening = pool.submit(_open_store, job)
         programs = compile_programs(job)
         if job.restored:
             state = resumed_state(job, job.restored)
         else:
             state = create_train_state(job.init, devices.replicated(job.mesh))
             check_first_state(state)
-        return programs, _place(job, reading.result()), state
+        return programs, _data(job, programs, opening.result()), state
 
 
 def compile_programs(job: Job) -> Programs:
@@ -91,9 +118,14 @@ def compile_programs(job: Job) -> Programs:
     state = job.abstract_state
     return Programs(
         train_steps=_compile_steps(job),
-        epoch_batches=create_epoch_batches(job).lower(state.step).compile(),
-        evaluate=_compile_evaluation(job, state, _abstract_splits(job)[1]),
+        epoch_batches=compile_epoch_on_host(job)
+        if job.placement == STREAMED
+        else create_epoch_batches(job).lower(state.step).compile(),
+        evaluate=_compile_evaluation(job),
         check_replicas=create_replica_check(job.mesh, state),
+        audit=create_audit(_lower_audit(job), state, job.mesh)
+        if job.config.audit_every_steps
+        else lambda state, examples, batches: None,
     )
 
 
@@ -105,13 +137,17 @@ def lower_programs(job: Job) -> dict[str, Any]:
 
     Returns:
       Name to jax.stages.Lowered. The train step is "gradient" and "update" with the tree (of a
-      network of the user's own "select", "shard_gradient", "add_up" and "update"), else
-      "train_step", or "train_steps" where a call takes several.
+      network of the user's own "select", "shard_gradient", "add_up" and "update", and of examples
+      that the devices share "exchange"), else "train_step", or "train_steps" where a call takes
+      several.
     """
-    state, test = job.abstract_state, _abstract_splits(job)[1]
+    state, test = job.abstract_state, abstract_test(job.source, job.placement, job.mesh)
     step = lower_steps(job)
-    steps = step.parts() if isinstance(step, TwoPrograms) else {_name_of_steps(job): step}
-    evaluate = lower_eval_step(job.network, job.mesh, state.params, state.statistics, test)
+    apart = isinstance(step, TwoPrograms | WithExchange)
+    steps = step.parts() if apart else {_name_of_steps(job): step}
+    evaluate = lower_eval_step(
+        job.network, job.mesh, state.params, state.statistics, test, job.placement
+    )
     programs = {
         **steps,
         "epoch_batches": create_epoch_batches(job).lower(state.step),
@@ -120,21 +156,14 @@ def lower_programs(job: Job) -> dict[str, Any]:
     }
     if job.mesh.size > 1:
         programs["check_replicas"] = lower_replica_hashes(job.mesh, state)
+    if job.config.audit_every_steps:
+        programs["audit"] = _lower_audit(job)
     return programs
 
 
 def _name_of_steps(job: Job) -> str:
     """Return what to call the program of a call."""
     return "train_step" if job.config.steps_per_call == 1 else "train_steps"
-
-
-def _abstract_splits(job: Job) -> list[Examples]:
-    """Return shapes and shardings of the training and the test split."""
-    source, everywhere = job.source, devices.replicated(job.mesh)
-    return [
-        abstract_examples(num_examples, source.image_shape, everywhere)
-        for num_examples in (source.num_train, source.num_test)
-    ]
 
 
 def lower_steps(job: Job) -> Any:
@@ -146,12 +175,8 @@ def lower_steps(job: Job) -> Any:
     Returns:
       `lower` of the train step, or of several in a loop where a call takes several.
     """
-    config, state, train = job.config, job.abstract_state, _abstract_splits(job)[0]
-    batches = jax.ShapeDtypeStruct(
-        (job.plan.steps_per_epoch, config.batch_size),
-        jnp.int32,
-        sharding=devices.sharded(job.mesh, axis=1),
-    )
+    config, state = job.config, job.abstract_state
+    train, batches = _abstract_inputs(job)
     train_step: Any = create_train_step(
         job.network,
         job.tx,
@@ -164,7 +189,10 @@ def lower_steps(job: Job) -> Any:
         momentum_schedule=job.momentum_schedule,
         averaging=job.averaging,
         augmentation=job.augmentation,
+        placement=job.placement,
     )
+    if job.placement == SHARDED:
+        train_step = with_exchange(train_step, job.mesh)
     if config.steps_per_call == 1:
         return train_step.lower(state, train, batches)
     sharding = devices.replicated(job.mesh)
@@ -176,6 +204,39 @@ def lower_steps(job: Job) -> Any:
         fixed_length=devices.platform_of(job.mesh) == "gpu",
     )
     return several.lower(state, train, batches, count)
+
+
+def _lower_audit(job: Job) -> jax.stages.Lowered:
+    """Return the program that audits the gradient, lowered."""
+    config = job.config
+    gradients = shard_gradients(
+        job.network,
+        job.mesh,
+        seed=config.seed,
+        reduction=config.reduction,
+        gradient_shards=config.gradient_shards,
+        augmentation=job.augmentation,
+        accumulation_steps=config.accumulation_steps,
+    )
+    return lower_audit(
+        gradients,
+        job.mesh,
+        job.abstract_state,
+        *_abstract_inputs(job),
+        placement=job.placement,
+        accumulation_steps=config.accumulation_steps,
+    )
+
+
+def _abstract_inputs(job: Job) -> tuple[Examples, jax.ShapeDtypeStruct]:
+    """Return shapes, dtypes and shardings of the examples and batches that a step takes."""
+    train = abstract_training(job.source, job.placement, job.mesh, job.config.batch_size)
+    batches = jax.ShapeDtypeStruct(
+        (1 if job.placement == STREAMED else job.plan.steps_per_epoch, job.config.batch_size),
+        jnp.int32,
+        sharding=devices.sharded(job.mesh, axis=1),
+    )
+    return train, batches
 
 
 def _compile_steps(job: Job) -> TrainSteps:
@@ -190,10 +251,13 @@ def _compile_steps(job: Job) -> TrainSteps:
 
 
 def _compile_evaluation(
-    job: Job, state: TrainState, test: Examples
-) -> Callable[[TrainState, Examples], dict[str, Any]]:
+    job: Job,
+) -> Callable[[TrainState, Batches], dict[str, Any]]:
     """Return the compiled function that tests the parameters, and their averages if any."""
-    evaluate = create_evaluate(job.network, job.mesh, state.params, state.statistics, test)
+    state, test = job.abstract_state, abstract_test(job.source, job.placement, job.mesh)
+    evaluate = create_evaluate(
+        job.network, job.mesh, state.params, state.statistics, test, job.placement
+    )
     everywhere = devices.replicated(job.mesh)
     readers = {
         kind: jax.jit(partial(averaged, kind=kind), out_shardings=everywhere)
@@ -202,12 +266,11 @@ def _compile_evaluation(
         for kind in state.averages
     }
 
-    def run(state: TrainState, test: Examples) -> dict[str, Any]:
-        sums: dict[str, Any] = dict(evaluate(state.params, state.statistics, test))
-        for kind, read in readers.items():
-            params, statistics = read(state.averages)
-            sums[kind] = evaluate(params, statistics, test)
-        return sums
+    def run(state: TrainState, test: Batches) -> dict[str, Any]:
+        models = [(state.params, state.statistics)]
+        models += [read(state.averages) for read in readers.values()]
+        sums, *averaged_sums = evaluate(models, test)
+        return {**sums, **dict(zip(readers, averaged_sums, strict=True))}
 
     return run
 
@@ -227,27 +290,49 @@ def create_epoch_batches(job: Job) -> jax.stages.Wrapped:
     return jax.jit(at, out_shardings=devices.sharded(job.mesh, axis=1))
 
 
-def _read(job: Job) -> Dataset:
+def compile_epoch_on_host(job: Job) -> Callable[[int], np.ndarray]:
+    """Return the compiled function from an epoch to its batches, for the host to read.
+
+    It runs on one device of this process and exchanges nothing, so that each process may call it
+    when it needs to, from any thread.
+
+    Returns:
+      epoch -> int32[steps_per_epoch, B]; row i is the batch of the epoch's step i.
+    """
+    device = job.mesh.local_devices[0]
+    config, num_train = job.config, job.source.num_train
+
+    def at(epoch: jax.Array) -> jax.Array:
+        return epoch_batches(config.seed, epoch, num_train, config.batch_size)
+
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    epoch = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
+    program = jax.jit(at).lower(epoch).compile()
+    return lambda epoch: np.asarray(program(jax.device_put(np.int32(epoch), device)))
+
+
+def _open_store(job: Job) -> Store:
     """Return the data, which are those of the checkpoint if the run resumes from one."""
-    dataset = job.source.read()
-    if job.restored:
-        check_data(job.restored, job.config.dataset, dataset.identity, "resume from it")
-    return dataset
+
+    def accept(found: Dataset | DatasetFacts) -> Moments:
+        if job.restored:
+            check_data(job.restored, job.config.dataset, found.identity, "resume from it")
+        return found.input_moments(job.config.standardize)
+
+    return open_store(job.source, job.placement, job.mesh, ("train", "test"), accept)
 
 
-def _place(job: Job, dataset: Dataset) -> Data:
-    """Put both splits whole on every device."""
-    mean, std = dataset.input_moments(job.config.standardize)
-    sharding = devices.replicated(job.mesh)
-    train = place_examples(dataset.train_images, dataset.train_labels, mean, std, sharding)
-    test = place_examples(dataset.test_images, dataset.test_labels, mean, std, sharding)
+def _data(job: Job, programs: Programs, store: Store) -> Data:
+    """Return the rows of the run, and what is known of them."""
+    source, (mean, std) = job.source, store.moments
     inputs = {
-        "image_shape": list(job.source.image_shape),
-        "num_classes": dataset.num_classes,
-        "num_train": job.source.num_train,
-        "num_test": job.source.num_test,
-        "data": dataset.identity,
+        "image_shape": list(source.image_shape),
+        "num_classes": source.num_classes,
+        "num_train": source.num_train,
+        "num_test": source.num_test,
+        "data": store.identity,
         "mean": mean,
         "std": std,
     }
-    return Data(train, test, inputs)
+    train = store.training(job.plan, job.config.batch_size, job.first_step, programs.epoch_batches)
+    return Data(train, store.test(), store.test_counts, inputs)

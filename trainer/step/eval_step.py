@@ -1,7 +1,7 @@
 """Evaluation of a whole split: every example counted once, on any number of devices."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS, place, replicated, sharded
 from trainer.step.batches import evaluation_batches
-from trainer.step.examples import Examples, take
+from trainer.step.examples import REPLICATED, SHARDED, Examples, specs, take
+from trainer.step.exchange import fetch
 from trainer.step.functional import Arrays, Ensemble, Network
 from trainer.step.train_step import Metrics
 
@@ -22,22 +23,40 @@ from trainer.step.train_step import Metrics
 _EXAMPLES_PER_DEVICE = 125
 
 
-def create_eval_step(network: Network | Ensemble, mesh: Mesh) -> jax.stages.Wrapped:
+# Parameters, statistics.
+Model = tuple[Arrays, Arrays]
+# Examples, and int32[B]: which of them make a batch; see `create_eval_step`.
+Batches = Iterable[tuple[Examples, jax.Array]]
+
+
+def evaluation_batch_size(mesh: Mesh) -> int:
+    """Return how many examples all devices together take at once."""
+    return _EXAMPLES_PER_DEVICE * mesh.size
+
+
+def create_eval_step(
+    network: Network | Ensemble, mesh: Mesh, placement: str = REPLICATED
+) -> jax.stages.Wrapped:
     """Return the jitted evaluation step, which adds one batch to running sums.
 
     Args:
       network: the network.
       mesh: the devices, one axis "data".
+      placement: where the examples lie: "replicated", "sharded" or "streamed".
 
     Returns:
-      eval_step(params, statistics, examples, indices, sums) -> sums. `indices` is int32[B], cut
-      over the devices; an index of -1 fills a batch up and counts nothing. The sums, replicated:
-      "loss" float32[], "correct" int32[], "examples" int32[]; start from `zero_sums`.
+      eval_step(params, statistics, examples, indices, sums) -> sums. `examples` is the split, of
+      which each device has all or a part, or if it is streamed the rows of a batch. `indices` is
+      int32[B], cut over the devices, indices into the split or places among a device's rows; -1
+      fills a batch up and counts nothing. The sums, replicated: "loss" float32[], "correct"
+      int32[], "examples" int32[]; start from `zero_sums`.
     """
 
     def eval_step(
         params: Arrays, statistics: Arrays, examples: Examples, indices: jax.Array, sums: Metrics
     ) -> Metrics:
+        if placement == SHARDED:
+            examples, indices = fetch(examples, indices)
         counts = indices >= 0
         inputs, labels = take(examples, jnp.maximum(indices, 0))
         logits = network.apply(params, statistics, inputs)
@@ -51,7 +70,7 @@ def create_eval_step(network: Network | Ensemble, mesh: Mesh) -> jax.stages.Wrap
         parts = jax.lax.all_gather(batch, DATA_AXIS, to="invarying")
         return jax.tree.map(lambda total, part: reduce(jnp.add, part, total), sums, parts)
 
-    in_specs = (P(), P(), P(), P(DATA_AXIS), P())
+    in_specs = (P(), P(), specs(placement), P(DATA_AXIS), P())
     # Unchecked for networks of the user's own: see `create_train_step`.
     mapped = jax.shard_map(
         eval_step, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=network.built_in
@@ -68,9 +87,14 @@ def zero_sums(sharding: NamedSharding) -> Metrics:
 
 
 def lower_eval_step(
-    network: Network | Ensemble, mesh: Mesh, params: Arrays, statistics: Arrays, examples: Examples
+    network: Network | Ensemble,
+    mesh: Mesh,
+    params: Arrays,
+    statistics: Arrays,
+    examples: Examples,
+    placement: str = REPLICATED,
 ) -> jax.stages.Lowered:
-    """Return the evaluation step, lowered for the batches that `create_evaluate` makes.
+    """Return the evaluation step, lowered for batches of `evaluation_batch_size`.
 
     Args:
       network: see `create_evaluate`.
@@ -78,20 +102,26 @@ def lower_eval_step(
       params: see `create_evaluate`.
       statistics: see `create_evaluate`.
       examples: see `create_evaluate`.
+      placement: see `create_evaluate`.
     """
     everywhere = replicated(mesh)
-    size = _EXAMPLES_PER_DEVICE * mesh.size
+    size = evaluation_batch_size(mesh)
     indices = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharded(mesh))
     sums = {
         name: jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for name, dtype in _SUMS.items()
     }
-    eval_step = create_eval_step(network, mesh)
+    eval_step = create_eval_step(network, mesh, placement)
     return eval_step.lower(params, statistics, examples, indices, sums)
 
 
 def create_evaluate(
-    network: Network | Ensemble, mesh: Mesh, params: Arrays, statistics: Arrays, examples: Examples
-) -> Callable[[Arrays, Arrays, Examples], Metrics]:
+    network: Network | Ensemble,
+    mesh: Mesh,
+    params: Arrays,
+    statistics: Arrays,
+    examples: Examples,
+    placement: str = REPLICATED,
+) -> Callable[[Sequence[Model], Batches], list[Metrics]]:
     """Return the compiled function that evaluates parameters on a split.
 
     Args:
@@ -99,25 +129,38 @@ def create_evaluate(
       mesh: the devices.
       params: its parameters, or their shapes, dtypes and shardings.
       statistics: its statistics, likewise.
-      examples: the split, or its shapes, dtypes and shardings.
+      examples: those of a batch, see `create_eval_step`; or their shapes, dtypes and shardings.
+      placement: where the examples lie.
 
     Returns:
-      evaluate(params, statistics, examples) -> sums, see `create_eval_step`; it does not wait for
-      the devices. sums["examples"] is the size of the split.
+      evaluate(models, batches) -> for each of the models, which are parameters and statistics,
+      its sums over all batches, see `create_eval_step`; it does not wait for the devices.
+      sums["examples"] is the size of the split.
     """
-    program = lower_eval_step(network, mesh, params, statistics, examples).compile()
-    num_examples = examples.labels.shape[0]
-    rows = evaluation_batches(num_examples, _EXAMPLES_PER_DEVICE * mesh.size)
-    batches = [place(row, sharded(mesh)) for row in rows]
+    program = lower_eval_step(network, mesh, params, statistics, examples, placement).compile()
     zeros = zero_sums(replicated(mesh))
 
-    def evaluate(params: Arrays, statistics: Arrays, examples: Examples) -> Metrics:
-        sums = zeros
-        for indices in batches:
-            sums = program(params, statistics, examples, indices, sums)
+    def evaluate(models: Sequence[Model], batches: Batches) -> list[Metrics]:
+        sums = [zeros for _ in models]
+        # Batch by batch: whatever they are read from, each is read once for all models.
+        for examples, indices in batches:
+            for i, (params, statistics) in enumerate(models):
+                sums[i] = program(params, statistics, examples, indices, sums[i])
         return sums
 
     return evaluate
+
+
+def batches_of(examples: Examples, num_examples: int, mesh: Mesh) -> Batches:
+    """Return the batches of a split that lies on the devices, for `create_evaluate`.
+
+    Args:
+      examples: the split, of which each device has all or a part.
+      num_examples: its size; what fills up the parts does not count.
+      mesh: the devices.
+    """
+    rows = evaluation_batches(num_examples, evaluation_batch_size(mesh))
+    return [(examples, place(row, sharded(mesh))) for row in rows]
 
 
 def mean_metrics(sums: Any) -> dict[str, Any]:

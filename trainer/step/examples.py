@@ -1,4 +1,4 @@
-"""A split of the data on the devices, and the inputs that a step takes from it."""
+"""Examples on the devices, where they lie, and the inputs that a step takes from them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,22 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from trainer.devices import place
+from trainer.devices import DATA_AXIS, place
+
+# Where the examples of a run lie: all of them on every device; a part on each device; or on disk,
+# and of a batch the rows of each device.
+REPLICATED, SHARDED, STREAMED = "replicated", "sharded", "streamed"
 
 
 @flax.struct.dataclass
 class Examples:
-    """A split of a data set as it lies on every device; batches are indices into it.
+    """Examples on the devices; batches are indices into them.
+
+    Either all devices hold the same ones, such as a whole split; or each device holds its own rows
+    of images and labels, and the indices of a device are places among those. `specs` says which.
 
     Attributes:
       images: uint8[N, H, W, C].
@@ -37,19 +45,39 @@ def place_examples(
     return Examples(*(place(array, sharding) for array in arrays))
 
 
+def specs(placement: str) -> Examples:
+    """Return how examples are laid out over the mesh, as a PartitionSpec for each field.
+
+    Args:
+      placement: "replicated": the same rows on all devices; "sharded" or "streamed": rows cut
+        over the devices.
+    """
+    rows: Any = P() if placement == REPLICATED else P(DATA_AXIS)
+    whole: Any = P()
+    return Examples(images=rows, labels=rows, mean=whole, std=whole)
+
+
 def abstract_examples(
-    num_examples: int, image_shape: tuple[int, int, int], sharding: NamedSharding
+    num_examples: int, image_shape: tuple[int, ...], mesh: Mesh, placement: str = REPLICATED
 ) -> Examples:
-    """Return shapes, dtypes and sharding of a split as jax.ShapeDtypeStruct leaves."""
+    """Return shapes, dtypes and shardings of examples as jax.ShapeDtypeStruct leaves.
 
-    def abstract(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    Args:
+      num_examples: rows on all devices together; on each, if they are replicated.
+      image_shape: (H, W, C).
+      mesh: the devices.
+      placement: see `specs`.
+    """
 
+    def abstract(shape: tuple[int, ...], dtype: Any, spec: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    layout = specs(placement)
     return Examples(
-        images=abstract((num_examples, *image_shape), jnp.uint8),
-        labels=abstract((num_examples,), jnp.int32),
-        mean=abstract((), jnp.float32),
-        std=abstract((), jnp.float32),
+        images=abstract((num_examples, *image_shape), jnp.uint8, layout.images),
+        labels=abstract((num_examples,), jnp.int32, layout.labels),
+        mean=abstract((), jnp.float32, layout.mean),
+        std=abstract((), jnp.float32, layout.std),
     )
 
 

@@ -57,15 +57,15 @@ def lower_replica_hashes(mesh: Mesh, state: TrainState) -> jax.stages.Lowered:
     """
 
     def hashes(state: TrainState) -> jax.Array:
-        return jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(state)])[None]
+        return jnp.stack([bits_hash(leaf) for leaf in jax.tree.leaves(state)])[None]
 
     # The specification P() hands each device its own copy, unlike any operation outside.
     each = jax.shard_map(hashes, mesh=mesh, in_specs=P(), out_specs=P(DATA_AXIS))
     return jax.jit(each, out_shardings=replicated(mesh)).lower(state)
 
 
-def _hash(leaf: jax.Array) -> jax.Array:
-    """Return a uint32 that changes with every bit of the leaf."""
+def bits_hash(leaf: jax.Array) -> jax.Array:
+    """Return a uint32[] that changes with every single bit of an array."""
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf.ravel(), unsigned).astype(jnp.uint32)

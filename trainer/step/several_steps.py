@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from trainer.errors import UsageError
-from trainer.step.examples import Examples
+from trainer.step.examples import STREAMED, Examples
 from trainer.step.reductions import TREE
 from trainer.step.state import TrainState
 from trainer.step.train_step import Metrics
@@ -18,26 +18,36 @@ from trainer.step.train_step import Metrics
 _STEPS_PER_CALL = 32
 
 
-def choose_steps_per_call(asked: int, reduction: str, platform: str, interval: int) -> int:
+def choose_steps_per_call(
+    asked: int, reduction: str, platform: str, placement: str, interval: int
+) -> int:
     """Return how many steps a run takes in one call of the devices, at most.
 
     Args:
       asked: by the user; 0 chooses.
       reduction: "tree" or "allreduce".
       platform: of the devices.
+      placement: of the examples: "replicated", "sharded" or "streamed".
       interval: steps, >= 1, after which the host has something to do, such as a test. A number
         that is chosen cuts it into calls of nearly equal length.
 
     Raises:
-      UsageError: more than 1 are asked for together with "tree".
+      UsageError: more than 1 are asked for together with "tree", or with streamed examples.
     """
     if reduction == TREE and asked > 1:
         raise UsageError(
             f"--steps_per_call={asked} with --reduction=tree: its steps are two programs each; "
             "use --steps_per_call=1, or --reduction=allreduce"
         )
+    if placement == STREAMED and asked > 1:
+        raise UsageError(
+            f"--steps_per_call={asked} with --data_placement=streamed: a call takes the rows of "
+            "one step, so that it need not wait for those of others; use --steps_per_call=1, or "
+            "--data_placement=sharded"
+        )
+    one = reduction == TREE or placement == STREAMED
     # XLA:CPU runs convolutions in a loop 17 times slower (jax 0.10.2).
-    if asked or reduction == TREE or platform == "cpu":
+    if asked or one or platform == "cpu":
         return asked or 1
     calls = math.ceil(interval / _STEPS_PER_CALL)
     return math.ceil(interval / calls)

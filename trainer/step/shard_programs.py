@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trainer.devices import DATA_AXIS
-from trainer.step.examples import Examples
+from trainer.step.examples import Examples, specs
 from trainer.step.state import TrainState
 
 # Sums over a shard or a batch: gradient, statistics, metrics.
@@ -67,6 +67,7 @@ def create_shard_programs(
     gradient: Callable[[TrainState, Examples, jax.Array, jax.Array], Sums],
     mean: Callable[[list[Sums], int], Sums],
     mesh: Mesh,
+    placement: str,
 ) -> ShardPrograms:
     """Return the jitted programs of a gradient over all devices of the mesh.
 
@@ -75,6 +76,7 @@ def create_shard_programs(
       gradient: (state, examples, indices int32[B], number int32[]) -> sums over a shard.
       mean: (sums of a device's shards, examples of the batch) -> means over the batch, replicated.
       mesh: the devices, one axis "data".
+      placement: how the examples are laid out, see `examples.specs`.
     """
 
     def select_all(step: jax.Array, batches: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -90,7 +92,7 @@ def create_shard_programs(
         num_examples = mesh.size * sum(indices.size for indices, _ in shards)
         return mean(jax.tree.map(lambda leaf: leaf[0], sums), num_examples)
 
-    def over_devices(function: Callable, in_specs: tuple[P, ...], out_specs: P) -> Any:
+    def over_devices(function: Callable, in_specs: tuple[Any, ...], out_specs: P) -> Any:
         # Unchecked: see `create_train_step`.
         mapped = jax.shard_map(
             function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -100,6 +102,8 @@ def create_shard_programs(
     of_device = P(DATA_AXIS)
     return ShardPrograms(
         select=over_devices(select_all, (P(), P(None, DATA_AXIS)), of_device),
-        gradient=over_devices(gradient_of, (P(), P(), of_device, of_device), of_device),
+        gradient=over_devices(
+            gradient_of, (P(), specs(placement), of_device, of_device), of_device
+        ),
         add_up=over_devices(add_up, (of_device, of_device), P()),
     )

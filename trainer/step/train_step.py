@@ -15,7 +15,7 @@ from trainer.devices import DATA_AXIS
 from trainer.step.accumulation import loops_are_fast, sum_in_loop, sums_in_turn
 from trainer.step.augmentation import Augmentation
 from trainer.step.averages import NO_AVERAGES, Averaging
-from trainer.step.examples import Examples, take
+from trainer.step.examples import REPLICATED, Examples, specs, take
 from trainer.step.functional import Arrays, Network
 from trainer.step.randomness import augmentation_keys, dropout_key
 from trainer.step.reductions import ALL_REDUCE, TREE, all_reduce_sum, tree_sum
@@ -77,6 +77,7 @@ def create_train_step(
     averaging: Averaging = NO_AVERAGES,
     augmentation: Augmentation | None = None,
     accumulation_steps: int = 1,
+    placement: str = REPLICATED,
 ) -> jax.stages.Wrapped | TwoPrograms:
     """Return the jitted train step over all devices of the mesh.
 
@@ -98,36 +99,30 @@ def create_train_step(
       augmentation: of the images of a batch; None: they are trained on as they are.
       accumulation_steps: equal pieces of a device's part of a batch whose gradients are computed
         one after the other; see `accumulation.check_accumulation`.
+      placement: whether all devices hold the same examples ("replicated"), or each its own rows,
+        see `examples.specs`.
 
     Returns:
       train_step(state, examples, batches) -> (state, metrics), with `lower` and `compile` as
       jax.jit gives them. `state` is replicated and donated: the argument is gone after the call.
       `examples` is the replicated training split. `batches` is int32[steps_per_epoch, B], the
-      batches of the epoch that state.step lies in, its axis 1 cut over the devices. The metrics
+      batches of the epoch that state.step lies in, its axis 1 cut over the devices. If each device
+      holds its own rows, `examples` are those of one batch, and `batches` is int32[1, B], the
+      places of a device's shards among its rows. The metrics
       are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
       "learning_rate", and "momentum" if it has a schedule: those that were applied.
     """
-    add_up, shards_per_device = all_reduce_sum, accumulation_steps
-    if reduction == TREE:
-        add_up, shards_per_device = tree_sum, gradient_shards // mesh.size
-    # Its own jit: traced once, however many shards there are.
-    gradient_sum = jax.jit(partial(_gradient_sum, network))
-
-    def select(step: jax.Array, batches: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        indices = batches[step % len(batches)]
-        first = jax.lax.axis_index(DATA_AXIS) * shards_per_device
-        shards = jnp.split(indices, shards_per_device)
-        return [(shard, first + i) for i, shard in enumerate(shards)]
-
-    def gradient_of(
-        state: TrainState, examples: Examples, indices: jax.Array, number: jax.Array
-    ) -> _Sums:
-        augment = None
-        if augmentation is not None:
-            places = number * len(indices) + jnp.arange(len(indices), dtype=jnp.int32)
-            augment = partial(augmentation, augmentation_keys(seed, state.step, places))
-        batch = take(examples, indices, augment)
-        return gradient_sum(state, *batch, dropout_key(seed, state.step, number))
+    gradients = shard_gradients(
+        network,
+        mesh,
+        seed=seed,
+        reduction=reduction,
+        gradient_shards=gradient_shards,
+        augmentation=augmentation,
+        accumulation_steps=accumulation_steps,
+    )
+    add_up = tree_sum if reduction == TREE else all_reduce_sum
+    shards_per_device, built_in = gradients.per_device, gradients.built_in
 
     def mean(sums: list[_Sums], num_examples: int) -> _Sums:
         grads, statistics, metrics = add_up(sums)
@@ -138,7 +133,8 @@ def create_train_step(
         )
 
     def gradient(state: TrainState, examples: Examples, batches: jax.Array) -> _Sums:
-        shards, of_shard = select(state.step, batches), partial(gradient_of, state, examples)
+        shards = gradients.select(state.step, batches)
+        of_shard = partial(gradients.of_shard, state, examples)
         if accumulation_steps > 1 and reduction == ALL_REDUCE and loops_are_fast(mesh):
             sums = sum_in_loop(of_shard, shards)
         else:
@@ -154,9 +150,7 @@ def create_train_step(
         state, applied = update(state, grads, statistics)
         return state, metrics | applied
 
-    built_in = network.built_in and (augmentation is None or augmentation.built_in)
-
-    def over_devices(function: Callable, *in_specs: P, donate: tuple[int, ...]) -> Any:
+    def over_devices(function: Callable, *in_specs: Any, donate: tuple[int, ...]) -> Any:
         # A lax.scan whose carry begins with zeros, such as that of nnx.RNN, is no function of
         # values that vary over the devices, as the types would have it.
         mapped = jax.shard_map(
@@ -164,17 +158,80 @@ def create_train_step(
         )
         return jax.jit(mapped, donate_argnums=donate)
 
-    batches_spec = P(None, DATA_AXIS)
+    data_specs = specs(placement), P(None, DATA_AXIS)
     if reduction == TREE:
         # In one program with the sums, XLA:CPU would fuse the update with them, and contract
         # multiplications and additions differently on one device than on several.
         return TwoPrograms(
-            over_devices(gradient, P(), P(), batches_spec, donate=())
+            over_devices(gradient, P(), *data_specs, donate=())
             if built_in
-            else create_shard_programs(select, gradient_of, mean, mesh),
+            else create_shard_programs(gradients.select, gradients.of_shard, mean, mesh, placement),
             over_devices(update, P(), P(), P(), donate=(0,)),
         )
-    return over_devices(train_step, P(), P(), batches_spec, donate=(0,))
+    return over_devices(train_step, P(), *data_specs, donate=(0,))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardGradients:
+    """The shards of a batch that a device computes one by one; inside `jax.shard_map`.
+
+    Attributes:
+      per_device: shards of a device.
+      select: (step, batches) -> for each shard of this device its indices and its number.
+      of_shard: (state, examples, indices, number) -> gradient, statistics and metrics, summed
+        over the shard.
+      built_in: whether all of it is the trainer's own code.
+    """
+
+    per_device: int
+    select: Callable[[jax.Array, jax.Array], list[tuple[jax.Array, jax.Array]]]
+    of_shard: Callable[[TrainState, Examples, jax.Array, jax.Array], _Sums]
+    built_in: bool
+
+
+def shard_gradients(
+    network: Network,
+    mesh: Mesh,
+    *,
+    seed: int,
+    reduction: str,
+    gradient_shards: int,
+    augmentation: Augmentation | None = None,
+    accumulation_steps: int = 1,
+) -> ShardGradients:
+    """Return how a device computes the gradients of its shards of a batch.
+
+    Args:
+      network: see `create_train_step`, and so the others.
+      mesh: the devices.
+      seed: of the random layers.
+      reduction: "tree", or "allreduce", with as many shards on a device as there are pieces.
+      gradient_shards: of the tree.
+      augmentation: or None.
+      accumulation_steps: pieces.
+    """
+    per_device = gradient_shards // mesh.size if reduction == TREE else accumulation_steps
+    # Its own jit: traced once, however many shards there are.
+    gradient_sum = jax.jit(partial(_gradient_sum, network))
+
+    def select(step: jax.Array, batches: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        indices = batches[step % len(batches)]
+        first = jax.lax.axis_index(DATA_AXIS) * per_device
+        shards = jnp.split(indices, per_device)
+        return [(shard, first + i) for i, shard in enumerate(shards)]
+
+    def of_shard(
+        state: TrainState, examples: Examples, indices: jax.Array, number: jax.Array
+    ) -> _Sums:
+        augment = None
+        if augmentation is not None:
+            places = number * len(indices) + jnp.arange(len(indices), dtype=jnp.int32)
+            augment = partial(augmentation, augmentation_keys(seed, state.step, places))
+        batch = take(examples, indices, augment)
+        return gradient_sum(state, *batch, dropout_key(seed, state.step, number))
+
+    built_in = network.built_in and (augmentation is None or augmentation.built_in)
+    return ShardGradients(per_device, select, of_shard, built_in)
 
 
 def _gradient_sum(

@@ -10,13 +10,17 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from trainer import devices
 from trainer.commands.preflight.compiled import Collective, Compiled, read_compiled
 from trainer.commands.preflight.targets import Target, parse_targets
 from trainer.commands.preflight.topologies import create_target_mesh
 from trainer.config import TrainConfig
+from trainer.run.data import abstract_training
 from trainer.run.job import Job, prepare
+from trainer.run.memory import Memory
+from trainer.run.placement import AUTO
 from trainer.run.programs import lower_programs, lower_steps
 from trainer.step.randomness import pinned
 from trainer.step.reductions import ALL_REDUCE
@@ -25,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # The programs that a step consists of, whichever of them a run has.
 _STEP = (
+    "exchange",
     *("train_step", "train_steps", "gradient"),
     *("shard_gradient", "select", "add_up"),
     "update",
@@ -53,9 +58,20 @@ def preflight(config: TrainConfig, names: Sequence[str]) -> Iterator[dict[str, A
         for target in targets:
             mesh = create_target_mesh(target)
             devices.check_divisible(config.batch_size, mesh)
-            jobs.append(prepare(config, epath.Path(empty), mesh=mesh))
+            memory = _memory(target, config, mesh)
+            jobs.append(prepare(config, epath.Path(empty), mesh=mesh, memory=memory))
         for target, job in zip(targets, jobs, strict=True):
             yield _check(target, job)
+
+
+def _memory(target: Target, config: TrainConfig, mesh: Mesh) -> Memory:
+    """Return the memory by which to choose where the examples lie; none if that is given.
+
+    What is asked for and does not fit is reported like all else that does not.
+    """
+    if config.data_placement != AUTO:
+        return Memory(None, None)
+    return Memory(round(target.chip.memory / _devices_per_chip(target, mesh)), None)
 
 
 def _check(target: Target, job: Job) -> dict[str, Any]:
@@ -88,11 +104,12 @@ def _report(
         "batch_size": job.config.batch_size,
         "compute_dtype": job.config.compute_dtype,
         "reduction": job.config.reduction,
+        "data_placement": job.placement,
         "steps_per_call": job.config.steps_per_call,
         "compile_seconds": seconds,
         "errors": errors,
     }
-    memory = target.chip.memory / _devices_per_chip(target, job)
+    memory = target.chip.memory / _devices_per_chip(target, job.mesh)
     if not errors:
         needed = _needed(programs)
         report |= {
@@ -105,9 +122,9 @@ def _report(
     return report
 
 
-def _devices_per_chip(target: Target, job: Job) -> float:
+def _devices_per_chip(target: Target, mesh: Mesh) -> float:
     """Return how many devices jax makes of a chip: the cores of some TPUs are devices."""
-    return job.mesh.size / math.prod(target.shape)
+    return mesh.size / math.prod(target.shape)
 
 
 def _needed(programs: dict[str, Compiled]) -> int:
@@ -127,8 +144,9 @@ def _describe_step(target: Target, job: Job, programs: dict[str, Compiled]) -> d
     if "shard_gradient" in programs:
         shards = job.config.gradient_shards // job.mesh.size
         parts += [programs["shard_gradient"]] * (shards - 1)
-    # XLA counts the whole split as read where a step gathers a few rows of it.
-    split = job.source.num_train * math.prod(job.source.image_shape)
+    # XLA counts all images of a device as read where a step gathers a few rows of them.
+    images = abstract_training(job.source, job.placement, job.mesh, job.config.batch_size).images
+    split = math.prod(images.sharding.shard_shape(images.shape))
     flops = sum(p.flops for p in parts)
     accessed = sum(p.accessed for p in parts) - split
     if not flops:
@@ -136,7 +154,7 @@ def _describe_step(target: Target, job: Job, programs: dict[str, Compiled]) -> d
         flops = _flops_on_cpu(job)
         accessed = sum(p.arguments + p.outputs + 2 * p.temporaries for p in parts) - split
     collectives = [each for part in parts for each in part.collectives]
-    per_chip = _devices_per_chip(target, job)
+    per_chip = _devices_per_chip(target, job.mesh)
     chip = target.chip
     times = {
         "compute": flops * per_chip / chip.flops[job.config.compute_dtype],
@@ -225,6 +243,7 @@ def describe_failure(report: dict[str, Any]) -> str:
         return f"{report['target']}: {name} does not compile: {reason}"
     needed, there = report["bytes_needed"] / 1e6, report["bytes_there"] / 1e6
     return (
-        f"{report['target']}: a device needs {needed:,.0f} MB and has {there:,.0f} MB; use a "
-        "smaller --batch_size, or more devices"
+        f"{report['target']}: with {report['data_placement']} examples a device needs "
+        f"{needed:,.0f} MB and has {there:,.0f} MB; use a smaller --batch_size, more devices, or "
+        "another --data_placement"
     )

@@ -1,0 +1,69 @@
+"""Work for later steps, done in threads while the devices are busy with earlier ones."""
+
+import collections
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Ahead(Generic[Item, Result]):
+    """The results of a function for one item after the other, some of them made in advance.
+
+    What the function raises is raised where its result would have come, and results before it come
+    first: whoever reads data this way has used all that is good.
+
+    Args:
+      function: of one item; called in threads.
+      items: looked at only as far as results are made.
+      depth: results that are made in advance, at most.
+      threads: that make them.
+
+    Attributes:
+      waited: seconds that the caller has waited for results so far.
+    """
+
+    def __init__(
+        self, function: Callable[[Item], Result], items: Iterable[Item], depth: int, threads: int
+    ) -> None:
+        self.waited = 0.0
+        self._function, self._items, self._depth = function, iter(items), depth
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reading")
+        self._pending: collections.deque[Future[Result]] = collections.deque()
+        self._fill()
+
+    def __iter__(self) -> Iterator[Result]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Result:
+        """Return the next result, waiting for it if it is not there yet."""
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        begin = time.monotonic()
+        try:
+            result = self._pending.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+        self.waited += time.monotonic() - begin
+        self._fill()
+        return result
+
+    def close(self) -> None:
+        """Make no further results; those that are being made are thrown away."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pending.clear()
+
+    def _fill(self) -> None:
+        """Give the threads as much to do as there may be results."""
+        while len(self._pending) < self._depth:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            self._pending.append(self._pool.submit(self._function, item))
