@@ -135,7 +135,8 @@ class Training:
             self._rows = self._data.train.at(self._done, self._state.step)
         left_in_epoch = steps_per_epoch - self._done % steps_per_epoch
         count = min(most, left_in_epoch, self._job.config.steps_per_call)
-        self._state, metrics = self._programs.train_steps(self._state, *self._rows, count)
+        examples, batches = self._rows
+        self._state, metrics = self._programs.train_steps(self._state, examples, batches, count)
         if records:
             self._records.train(self._done, count, metrics)
         self._done += count

@@ -161,6 +161,25 @@ def test_the_moments_of_the_optimizer_are_counted(here: Target, config: TrainCon
     assert needed[1] - needed[0] >= 4 * (784 * 128 + 128 + 128 * 10 + 10)
 
 
+def test_examples_in_each_place(here: Target, config: TrainConfig) -> None:
+    """A quarter of them on each of four devices, or a few rows; the exchange is counted."""
+    needed, moved = {}, {}
+    for placement in ("replicated", "sharded", "streamed"):
+        given = dataclasses.replace(config, data_placement=placement, reduction="tree")
+        (report,) = command.preflight(given, ["cpu:2"])
+        assert report["ok"]
+        assert report["data_placement"] == placement
+        assert ("exchange" in report["programs"]) == (placement == "sharded")
+        needed[placement] = report["bytes_needed"]
+        kinds = {each["kind"]: each["bytes"] for each in report["step"]["collectives"]}
+        moved[placement] = kinds.get("reduce-scatter", 0)
+    images = (2560 + 500) * 784
+    assert needed["replicated"] - needed["sharded"] > 0.45 * images
+    assert needed["sharded"] - needed["streamed"] > 0.1 * images
+    assert moved["sharded"] == 32 * (784 + 4)
+    assert moved["replicated"] == moved["streamed"] == 0
+
+
 @pytest.mark.parametrize("here", [2e6], indirect=True)
 def test_what_does_not_fit(here: Target, config: TrainConfig) -> None:
     (report,) = command.preflight(config, ["cpu:2"])

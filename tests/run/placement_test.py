@@ -14,11 +14,11 @@ from trainer.commands import inspection
 from trainer.commands.find_lr import find_lr
 from trainer.config import TrainConfig
 from trainer.errors import RunError
-from trainer.run.data import open_store
 from trainer.run.job import Job, prepare
 from trainer.run.loop import train
 from trainer.run.programs import compile_epoch_on_host, start
 from trainer.run.selection import Selection
+from trainer.run.store import open_store
 from trainer.step.batches import epoch_batches
 
 PLACEMENTS = ("replicated", "sharded", "streamed")

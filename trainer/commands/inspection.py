@@ -10,11 +10,11 @@ from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset, DatasetFacts, open_dataset
 from trainer.records.words import dataset_name
-from trainer.run.data import Moments, abstract_test, open_store
 from trainer.run.memory import measure_memory
 from trainer.run.placement import choose_placement
 from trainer.run.resume import check_data
 from trainer.run.selection import AS_TRAINED, LAST, Selection
+from trainer.run.store import Moments, abstract_test, open_store
 from trainer.schedules import create_plan
 from trainer.step import create_evaluate, evaluation_batch_size, mean_metrics
 

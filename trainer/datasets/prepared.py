@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from trainer.datasets import damage, prepare
 from trainer.datasets.arrays import Dataset
+from trainer.datasets.classes import check_classes
 from trainer.datasets.decode import SplitReader
 from trainer.datasets.facts import DatasetFacts, FactsInOnePass, SplitFacts
 from trainer.datasets.identity import describe
@@ -21,8 +22,6 @@ from trainer.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
 
-# Slices of shuffled examples miss a rare class now and then; those of sorted ones miss many.
-_SORTED_FRACTION = 0.1
 # How many pixels, all channels counted, are decoded at a time.
 _BLOCK_PIXELS = 2**22
 # Seconds to wait before a file system that is away is asked again.
@@ -101,7 +100,7 @@ class DatasetSource:
         )
         for split in ("train", "test"):
             self._check_digest(split, dataset.identity[f"{split}_sha256"])
-        self._check_classes(*(self._count(labels) for labels in (train_labels, test_labels)))
+        check_classes(self, self._count(train_labels), self._count(test_labels))
         return dataset
 
     def facts(self) -> DatasetFacts:
@@ -118,7 +117,7 @@ class DatasetSource:
         facts = DatasetFacts(
             self.description, train or self._read_facts("train"), test or self._read_facts("test")
         )
-        self._check_classes(facts.train.class_counts, facts.test.class_counts)
+        check_classes(self, facts.train.class_counts, facts.test.class_counts)
         return facts
 
     def size(self, split: str) -> int:
@@ -266,25 +265,6 @@ class DatasetSource:
         if found != expected and not self.image_size:
             reason = f"SHA-256 of the content is {found[:16]}..., expected {expected[:16]}..."
             raise self._damaged(split, reason)
-
-    def _check_classes(self, train_counts: Sequence[int], test_counts: Sequence[int]) -> None:
-        """Refuses slices that leave classes to the test alone: they cut sorted examples."""
-        pairs = enumerate(zip(train_counts, test_counts, strict=True))
-        unknown = {label: tested for label, (known, tested) in pairs if tested and not known}
-        if not unknown or "[" not in self.train_split + self.test_split:
-            return
-        names, count = self.class_names or range(self.num_classes), sum(unknown.values())
-        said = (
-            f"{count} of the {self.num_test} examples of --test_split={self.test_split} are "
-            f"of classes that --train_split={self.train_split} does not have, such as "
-            f"{names[next(iter(unknown))]}"
-        )
-        if count >= _SORTED_FRACTION * self.num_test:
-            raise UsageError(
-                f"{said}: the examples of --dataset={self.name} seem to be sorted by class; "
-                "shuffle them before you store them, or use other slices"
-            )
-        logger.warning(said)
 
     def _damaged(
         self, split: str, error: Exception | str, places: Sequence[int] | np.ndarray | None = None

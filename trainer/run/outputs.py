@@ -15,8 +15,8 @@ from trainer.records.hints import guessing_accuracy, hint_at_chance
 from trainer.records.history import note_resume
 from trainer.records.metrics import Records
 from trainer.records.profiling import Profiler
+from trainer.run.data import Data
 from trainer.run.job import Job
-from trainer.run.programs import Data
 from trainer.run.resume import checkpoint_meta
 from trainer.step import STREAMED, Metrics, TrainState
 from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE

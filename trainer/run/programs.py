@@ -1,7 +1,7 @@
 """From a job to programs, data and state on the devices; data are read while XLA compiles."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,17 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import devices
-from trainer.datasets import Dataset, DatasetFacts
-from trainer.run.data import (
-    Moments,
-    Store,
-    TrainingRows,
-    abstract_test,
-    abstract_training,
-    open_store,
-)
+from trainer.run.data import Data, data_of, open_store_of
 from trainer.run.job import Job
-from trainer.run.resume import check_data, resumed_state
+from trainer.run.resume import resumed_state
+from trainer.run.store import abstract_test, abstract_training
 from trainer.step import (
     SHARDED,
     STREAMED,
@@ -71,27 +64,6 @@ class Programs:
     audit: Audit
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The rows of both splits, and what a checkpoint must know of the inputs.
-
-    Attributes:
-      train: gives the train step the rows of its batch.
-      test: the batches of the test split.
-      test_counts: examples of each class in the test split.
-      inputs: shape, classes, sizes and pixel statistics of the examples, and what identifies them.
-    """
-
-    train: TrainingRows
-    test: Batches
-    test_counts: Sequence[int]
-    inputs: dict[str, Any]
-
-    def close(self) -> None:
-        """Read no further rows."""
-        self.train.close()
-
-
 def start(job: Job) -> tuple[Programs, Data, TrainState]:
     """Return the compiled programs, the data and the first state.
 
@@ -103,14 +75,14 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
       RunError: the data are damaged, or the checkpoint has other leaves than the state.
     """
     with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(_open_store, job)
+        opening = pool.submit(open_store_of, job)
         programs = compile_programs(job)
         if job.restored:
             state = resumed_state(job, job.restored)
         else:
             state = create_train_state(job.init, devices.replicated(job.mesh))
             check_first_state(state)
-        return programs, _data(job, programs, opening.result()), state
+        return programs, data_of(job, opening.result(), programs.epoch_batches), state
 
 
 def compile_programs(job: Job) -> Programs:
@@ -309,30 +281,3 @@ def compile_epoch_on_host(job: Job) -> Callable[[int], np.ndarray]:
     epoch = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
     program = jax.jit(at).lower(epoch).compile()
     return lambda epoch: np.asarray(program(jax.device_put(np.int32(epoch), device)))
-
-
-def _open_store(job: Job) -> Store:
-    """Return the data, which are those of the checkpoint if the run resumes from one."""
-
-    def accept(found: Dataset | DatasetFacts) -> Moments:
-        if job.restored:
-            check_data(job.restored, job.config.dataset, found.identity, "resume from it")
-        return found.input_moments(job.config.standardize)
-
-    return open_store(job.source, job.placement, job.mesh, ("train", "test"), accept)
-
-
-def _data(job: Job, programs: Programs, store: Store) -> Data:
-    """Return the rows of the run, and what is known of them."""
-    source, (mean, std) = job.source, store.moments
-    inputs = {
-        "image_shape": list(source.image_shape),
-        "num_classes": source.num_classes,
-        "num_train": source.num_train,
-        "num_test": source.num_test,
-        "data": store.identity,
-        "mean": mean,
-        "std": std,
-    }
-    train = store.training(job.plan, job.config.batch_size, job.first_step, programs.epoch_batches)
-    return Data(train, store.test(), store.test_counts, inputs)

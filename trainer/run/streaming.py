@@ -134,7 +134,7 @@ def places_on_devices(indices: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 class StreamedTraining:
-    """The batches of a run from its first step on; see `data.TrainingRows`.
+    """The batches of a run from its first step on; see `rows.TrainingRows`.
 
     Args:
       rows: reads them.

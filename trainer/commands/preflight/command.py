@@ -17,11 +17,11 @@ from trainer.commands.preflight.compiled import Collective, Compiled, read_compi
 from trainer.commands.preflight.targets import Target, parse_targets
 from trainer.commands.preflight.topologies import create_target_mesh
 from trainer.config import TrainConfig
-from trainer.run.data import abstract_training
 from trainer.run.job import Job, prepare
 from trainer.run.memory import Memory
 from trainer.run.placement import AUTO
 from trainer.run.programs import lower_programs, lower_steps
+from trainer.run.store import abstract_training
 from trainer.step.randomness import pinned
 from trainer.step.reductions import ALL_REDUCE
 
