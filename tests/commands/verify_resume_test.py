@@ -39,6 +39,14 @@ def test_one_number_of_devices_is_exact(config: TrainConfig) -> None:
     assert "changed nothing that is promised" in report(comparisons)
 
 
+@pytest.mark.parametrize("placement", ["sharded", "streamed"])
+def test_examples_elsewhere(config: TrainConfig, placement: str) -> None:
+    config = dataclasses.replace(config, data_placement=placement, reduction="tree")
+    comparisons = verify_resume(config, [2, 1])
+    assert kept(comparisons)
+    assert all(each.difference is None for each in comparisons)
+
+
 def test_cycled_momentum_and_a_length_in_cycles(config: TrainConfig) -> None:
     config = dataclasses.replace(
         config,
