@@ -27,14 +27,15 @@ class Training:
         devices.configure(config.platform, config.num_cpu_devices, config.batch_size)
         from trainer.checkpoints.keeping import Keeping
         from trainer.checkpoints.store import Checkpointer
+        from trainer.records.clock import Clock
         from trainer.records.metrics import Records
         from trainer.run.job import prepare
         from trainer.run.programs import start
 
         self._workdir = tempfile.TemporaryDirectory()
         self._job = prepare(config, epath.Path(self._workdir.name))
-        self._programs, self._data, self._state = start(self._job)
-        self._records = Records(self._job.workdir, self._job.config, self._job.plan, 0)
+        self._programs, self._data, self._state = start(self._job, Clock())
+        self._records = Records(self._job.workdir, self._job.config, self._job.plan, 0, Clock())
         self._checkpointer = Checkpointer(self._job.workdir, Keeping(2))
         self._done = 0
         self._rows = self._data.train.at(0, self._state.step)

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # that --help and a mistyped flag answer at once.
 
 DONE = 0
+
+# Before anything that takes long is imported: that is time of a run, too.
+_BEGAN = time.time()
 
 
 def _train(arguments: Arguments) -> int:
@@ -46,7 +50,7 @@ def _train(arguments: Arguments) -> int:
             if processes.is_first():
                 _show_plan(planned)
         else:
-            loop.train(config, arguments.workdir, allowed, arguments.given)
+            loop.train(config, arguments.workdir, allowed, arguments.given, _BEGAN)
     return DONE
 
 

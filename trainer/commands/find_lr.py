@@ -19,6 +19,7 @@ from trainer import devices
 from trainer.config import TrainConfig, flagfile
 from trainer.config.own import short
 from trainer.errors import RunError, UsageError
+from trainer.records.clock import Clock
 from trainer.records.range_figure import draw_range_test
 from trainer.records.words import dataset_name
 from trainer.run.job import Job, prepare
@@ -209,7 +210,7 @@ def _measure(
 ) -> tuple[list[float], list[float], list[float]]:
     """Train while the rate rises; return rates, losses and accuracies until the loss diverges."""
     job = dataclasses.replace(job, schedule=lambda step: jnp.asarray(rates)[step])
-    programs, data, state = start(job)
+    programs, data, state = start(job, Clock())
     pending, measured = [], []
     for step in range(len(rates)):
         examples, batches = data.train.at(step, state.step)

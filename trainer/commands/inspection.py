@@ -9,6 +9,7 @@ from trainer import devices
 from trainer.checkpoints import read_newest
 from trainer.config import TrainConfig
 from trainer.datasets import Dataset, DatasetFacts, open_dataset
+from trainer.records.timing import describe_account, read_duration
 from trainer.records.words import dataset_name
 from trainer.run.memory import measure_memory
 from trainer.run.placement import choose_placement
@@ -17,6 +18,7 @@ from trainer.run.selection import AS_TRAINED, LAST, Selection
 from trainer.run.store import Moments, abstract_test, open_store
 from trainer.schedules import create_plan
 from trainer.step import create_evaluate, evaluation_batch_size, mean_metrics
+from trainer.workdir.storage import open_workdir
 
 _SHOWN = (
     "learning_rate",
@@ -40,7 +42,8 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
     Returns:
       step, epoch, cycle and cycle_step (all from 0), learning_rate (the next one to be applied),
       its bits and those of the last one applied, config, config_history, versions, num_devices,
-      num_processes, digests (leaf name to hex) and digest (of the whole state).
+      num_processes, digests (leaf name to hex), digest (of the whole state), and time: seconds by
+      where they went, see `timing.Duration`, or None.
 
     Raises:
       UsageError: there is no checkpoint.
@@ -50,17 +53,19 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
     meta = restored.meta
     config = TrainConfig.from_stored(meta["config"])
     position = create_plan(config, meta["inputs"]["num_train"]).position(restored.step)
+    duration = read_duration(open_workdir(workdir))
     return {
         "step": restored.step,
         "epoch": position.epoch,
         "cycle": position.cycle,
         "cycle_step": position.cycle_step,
         **{name: meta[name] for name in _SHOWN},
+        "time": duration.account if duration else None,
     }
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Return what `inspect` found in ten lines for a terminal."""
+    """Return what `inspect` found in some lines for a terminal."""
     config = found["config"]
     history = "; ".join(
         f"at step {change['step']}: "
@@ -83,6 +88,7 @@ def summary(found: dict[str, Any]) -> str:
         "changed": history or "nothing",
         "made with": made_with,
         "state": f"{len(found['digests'])} leaves, digest {found['digest'][:16]}...",
+        "time": describe_account(found["time"]) if found["time"] else "not known",
         "all of it": "python -m trainer inspect --json",
     }
     return "\n".join(f"{name:10} {text}" for name, text in rows.items())

@@ -11,6 +11,7 @@ from trainer.config import CONSTANT, TrainConfig
 from trainer.config.own import short
 from trainer.records import curves, panels, words
 from trainer.records.history import Resume, RunHistory, read_history
+from trainer.records.timing import describe_account
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,6 +172,8 @@ def _describe_run(history: RunHistory) -> tuple[str, str]:
     lines = [_describe_config(config, config.steps_per_cycle), _shortened(history.workdir)]
     if history.resumes:
         lines[-1] += "; " + _describe_resumes(history.resumes)
+    if history.duration and history.duration.account:
+        lines.append(describe_account(history.duration.account))
     return headline, "\n".join(textwrap.fill(line, _COLUMNS) for line in lines)
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.records import words
+from trainer.records.clock import Clock
 from trainer.records.metrics_file import MetricsFile, rewind
 from trainer.records.progress import Progress
 from trainer.records.tensorboard import TENSORBOARD_DIR, TensorBoard
@@ -62,7 +63,14 @@ class Records:
       last_learning_rate: that of the last step that was recorded.
     """
 
-    def __init__(self, workdir: epath.Path, config: TrainConfig, plan: Plan, first_step: int):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        config: TrainConfig,
+        plan: Plan,
+        first_step: int,
+        clock: Clock | None = None,
+    ):
         """Open the records of a run that starts, or resumes, at `first_step`.
 
         Args:
@@ -70,11 +78,12 @@ class Records:
           config: of the run.
           plan: its durations in steps.
           first_step: the step that the first update will read.
+          clock: of this start of the run; None: one that begins now.
 
         Raises:
           RunError: a file could not be read or written.
         """
-        self._config, self._plan = config, plan
+        self._config, self._plan, self._clock = config, plan, clock or Clock()
         self._pending: collections.deque[tuple[str, int, int, Metrics]] = collections.deque()
         self._throughput = Throughput(first_step, plan.num_steps, config.batch_size)
         self._outputs: list[Output] = []
@@ -126,7 +135,9 @@ class Records:
         path = self.folder / METRICS_FILE
         earlier = rewind(path, first_step)
         self._outputs.append(MetricsFile(path))
-        self._outputs.append(Timing(self.folder / TIMING_FILE, first_step, self._throughput))
+        self._outputs.append(
+            Timing(self.folder / TIMING_FILE, first_step, self._throughput, self._clock)
+        )
         if self._config.tensorboard:
             board = workdir / TENSORBOARD_DIR
             names = [path.name for path in board.iterdir()] if board.exists() else []

@@ -16,6 +16,8 @@ from trainer.config import TrainConfig
 from trainer.errors import Stopped
 from trainer.processes.signals import StopRequest
 from trainer.processes.vote import StopVote
+from trainer.records.clock import DATA, STEPS, Clock
+from trainer.records.timing import describe_account
 from trainer.run.config_changes import check_names
 from trainer.run.data import Data
 from trainer.run.describe import describe, describe_compilation
@@ -54,6 +56,7 @@ def train(
     workdir: epath.PathLike,
     allow_config_change: Collection[str] = (),
     given: Collection[str] | None = None,
+    began: float | None = None,
 ) -> TrainResult:
     """Train, or resume from the newest good checkpoint, or say that the run is complete.
 
@@ -65,6 +68,8 @@ def train(
       allow_config_change: fields that may differ from those of the run in the workdir.
       given: the fields that the user gave; the others are as the run in the workdir has them, if
         there is one. None: all were given.
+      began: seconds since the epoch at which the command began, for the account of its time;
+        None: now.
 
     Raises:
       UsageError: the configuration fits neither devices, data nor the run in the workdir, or
@@ -73,7 +78,7 @@ def train(
         or a file could not be written.
       Stopped: a signal came; a checkpoint has been saved.
     """
-    started = time.monotonic()
+    started, clock = time.monotonic(), Clock(began)
     check_names(allow_config_change)
     workdir = open_workdir(workdir)
     check_writable(workdir)
@@ -92,7 +97,7 @@ def train(
             return _result(job, job.first_step, job.restored.meta["test"])
         logger.info("%s", describe(job))
         logger.info("%s", describe_compilation(job.config))
-        programs, data, state = start(job)
+        programs, data, state = start(job, clock)
         # All that can be refused has been by now: from here on the workdir changes.
         if lock:
             clear_the_way(workdir, search)
@@ -104,14 +109,14 @@ def train(
             StopRequest() as stop,
             processes.Watchdog(job.config.hang_seconds) as watchdog,
             contextlib.closing(data),
-            open_outputs(job, data, lock) as outputs,
+            open_outputs(job, data, lock, clock) as outputs,
         ):
             logger.info("first step after %.1f s", time.monotonic() - started)
-            _take_steps(job, programs, data, state, outputs, stop, watchdog)
+            _take_steps(job, programs, data, state, outputs, stop, watchdog, clock)
             watchdog.progress(job.plan.num_steps, "at the end", may_take_long=True)
             outputs.finish()
         last_test = processes.share(outputs.last_test)
-    logger.info("in all %.1f s; files in %s", time.monotonic() - started, workdir)
+    logger.info("in all %s; files in %s", describe_account(clock.seconds()), workdir)
     return _result(job, job.plan.num_steps, last_test)
 
 
@@ -152,6 +157,7 @@ def _take_steps(
     outputs: Outputs,
     stop: StopRequest,
     watchdog: processes.Watchdog,
+    clock: Clock,
 ) -> None:
     """Take all steps that are left, with tests, checks and checkpoints when they are due."""
     config, plan, done = job.config, job.plan, job.first_step
@@ -161,7 +167,9 @@ def _take_steps(
         outputs.begin(done, state)
         # Nothing is moved between host and devices here: both are always busy.
         with jax.transfer_guard("disallow"):
+            clock.enter(DATA)
             examples, batches = data.train.at(done, state.step)
+            clock.enter(STEPS)
             count = _steps_of_call(job, done)
             state, metrics = programs.train_steps(state, examples, batches, count)
         outputs.trained(done, count, metrics)
@@ -170,6 +178,7 @@ def _take_steps(
         testing = last or _due(done, plan.eval_every_steps)
         if testing:
             watchdog.progress(done, "in an evaluation")
+            outputs.testing(state)
             outputs.tested(done, programs.evaluate(state, data.test))
         if _due(done, config.audit_every_steps):
             programs.audit(state, examples, batches)

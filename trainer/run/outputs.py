@@ -7,10 +7,13 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import jax
+
 from trainer import processes
 from trainer.checkpoints import Checkpointer, Keeping, stored_steps
 from trainer.config import flagfile_of_run
 from trainer.records import figures
+from trainer.records.clock import CHECKPOINTS, EVALUATION, START_UP, STEPS, Clock
 from trainer.records.hints import guessing_accuracy, hint_at_chance
 from trainer.records.history import note_resume
 from trainer.records.metrics import Records
@@ -39,8 +42,11 @@ class Outputs(Protocol):
     def trained(self, step: int, count: int, metrics: Metrics) -> None:
         """`count` updates were dispatched, the first of which reads state.step = `step`."""
 
+    def testing(self, state: TrainState) -> None:
+        """An evaluation of this state is about to be dispatched."""
+
     def tested(self, step: int, sums: Metrics) -> None:
-        """An evaluation was dispatched, after `step` updates."""
+        """It was dispatched, after `step` updates."""
 
     def save(self, state: TrainState, step: int, only_if_best: bool) -> None:
         """Store records and state after `step` updates; the checkpoint in the background.
@@ -66,8 +72,10 @@ class Writer:
         records: Records,
         checkpointer: Checkpointer,
         profiler: Profiler,
+        clock: Clock,
     ):
         """Write through these, which the caller opens and closes."""
+        self._clock = clock
         self._job, self._data, self._lock = job, data, lock
         self._records, self._checkpointer, self._profiler = records, checkpointer, profiler
         self._best = _best_so_far(job)
@@ -86,9 +94,15 @@ class Writer:
         self._records.train(step, count, metrics)
         self._checkpointer.poll()
 
+    def testing(self, state: TrainState) -> None:
+        """Wait for the steps before, so that what follows is the time of the evaluation."""
+        jax.block_until_ready(state.step)
+        self._clock.enter(EVALUATION)
+
     def tested(self, step: int, sums: Metrics) -> None:
         """Take the sums."""
-        self._records.test(step, sums)
+        self._records.test(step, jax.block_until_ready(sums))
+        self._clock.enter(STEPS)
 
     def save(self, state: TrainState, step: int, only_if_best: bool) -> None:
         """Store records and state."""
@@ -97,10 +111,12 @@ class Writer:
         self._records.flush()
         if not self._note_best(step) and only_if_best:
             return
+        self._clock.enter(CHECKPOINTS)
         rate = self._records.last_learning_rate
         meta = checkpoint_meta(self._job, self._data.inputs, step, rate)
         meta |= {"test": self.last_test, "best": self._best}
         self._checkpointer.save(state, step, meta, self._best["step"] if self._best else None)
+        self._clock.enter(STEPS)
 
     def _note_best(self, step: int) -> bool:
         """Return whether the test after `step` updates is the best so far, and remember it."""
@@ -114,7 +130,9 @@ class Writer:
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk."""
+        self._clock.enter(CHECKPOINTS)
         self._checkpointer.wait()
+        self._clock.enter(START_UP)
 
     def finish(self) -> None:
         """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
@@ -144,6 +162,9 @@ class Silent:
     def trained(self, step: int, count: int, metrics: Metrics) -> None:
         """Leave it to process 0."""
 
+    def testing(self, state: TrainState) -> None:
+        """Leave it to process 0."""
+
     def tested(self, step: int, sums: Metrics) -> None:
         """Leave it to process 0."""
 
@@ -158,13 +179,14 @@ class Silent:
 
 
 @contextlib.contextmanager
-def open_outputs(job: Job, data: Data, lock: Lock | None) -> Iterator[Outputs]:
+def open_outputs(job: Job, data: Data, lock: Lock | None, clock: Clock) -> Iterator[Outputs]:
     """Open what this process writes.
 
     Args:
       job: the run.
       data: its data.
       lock: of the workdir, in process 0; None elsewhere.
+      clock: of this start of the run.
     """
     if lock is None:
         yield Silent()
@@ -173,10 +195,11 @@ def open_outputs(job: Job, data: Data, lock: Lock | None) -> Iterator[Outputs]:
     keeping = Keeping(config.keep_checkpoints, config.keep_cycle_ends, job.plan.steps_per_cycle)
     with (
         Checkpointer(job.workdir, keeping) as checkpointer,
-        Records(job.workdir, config, job.plan, first_step) as records,
+        Records(job.workdir, config, job.plan, first_step, clock) as records,
         Profiler(records.folder, first_step, config.profile) as profiler,
     ):
-        yield Writer(job, data, lock, records, checkpointer, profiler)
+        clock.enter(STEPS)
+        yield Writer(job, data, lock, records, checkpointer, profiler, clock)
 
 
 def _best_so_far(job: Job) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import devices
+from trainer.records.clock import CHECKPOINTS, COMPILATION, DATA, START_UP, Clock
 from trainer.run.data import Data, data_of, open_store_of
 from trainer.run.job import Job
 from trainer.run.resume import resumed_state
@@ -64,11 +65,12 @@ class Programs:
     audit: Audit
 
 
-def start(job: Job) -> tuple[Programs, Data, TrainState]:
+def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
     """Return the compiled programs, the data and the first state.
 
     Args:
       job: the run.
+      clock: of this start of it.
 
     Raises:
       UsageError: the data are not those that the checkpoint was trained on.
@@ -76,13 +78,18 @@ def start(job: Job) -> tuple[Programs, Data, TrainState]:
     """
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(open_store_of, job)
+        clock.enter(COMPILATION)
         programs = compile_programs(job)
+        clock.enter(CHECKPOINTS if job.restored else START_UP)
         if job.restored:
             state = resumed_state(job, job.restored)
         else:
             state = create_train_state(job.init, devices.replicated(job.mesh))
             check_first_state(state)
-        return programs, data_of(job, opening.result(), programs.epoch_batches), state
+        clock.enter(DATA)
+        data = data_of(job, opening.result(), programs.epoch_batches)
+        clock.enter(START_UP)
+        return programs, data, state
 
 
 def compile_programs(job: Job) -> Programs:

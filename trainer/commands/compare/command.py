@@ -59,8 +59,9 @@ def _describe(run: Run, given: str) -> dict[str, Any]:
       run (its short name), workdir, steps (updates made), num_steps (of the whole run),
       test_accuracy and test_loss (of the last test), best_test_accuracy and best_step (the first
       of equals), average and ema (the same four of averaged parameters), seconds and
-      images_per_second (of training, tests and checkpoints included, over all starts), changes
-      (of the configuration at resumes) and config. None for what there is not.
+      images_per_second (of training, tests and checkpoints included, over all starts), time
+      (seconds by where they went, see `timing.Duration`), changes (of the configuration at
+      resumes) and config. None for what there is not.
     """
     history = run.history
     duration = history.duration
@@ -77,6 +78,7 @@ def _describe(run: Run, given: str) -> dict[str, Any]:
         },
         "seconds": duration and duration.seconds,
         "images_per_second": duration and duration.images_per_second,
+        "time": duration and duration.account,
         "changes": [
             {"step": resume.step, "changes": {k: list(v) for k, v in resume.changes.items()}}
             for resume in history.resumes
