@@ -13,6 +13,7 @@ from trainer.config import TrainConfig
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
 from trainer.run import job as job_module
+from trainer.run import memory as memory_module
 from trainer.run.loop import train
 from trainer.run.memory import Memory, measure_memory
 from trainer.run.placement import choose_placement
@@ -100,6 +101,28 @@ def test_free_memory_is_found() -> None:
     assert memory.device is None
     assert memory.host is not None
     assert 2**20 < memory.host < 2**50
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        (".", ("memory.max", "memory.current", "inactive_file")),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_the_limit_of_a_container_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, names: tuple[str, str, str]
+) -> None:
+    """Files that were read fill its memory, and give it back."""
+    limit, usage, cache = names
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / limit).write_text("5000\n")
+    (tmp_path / folder / usage).write_text("4000\n")
+    (tmp_path / folder / "memory.stat").write_text(f"anon 1000\n{cache} 2500\n")
+    monkeypatch.setattr(memory_module, "_CGROUP", tmp_path)
+    assert measure_memory(devices.create_mesh("cpu", 1)).host == 3500
+    (tmp_path / folder / limit).write_text("max\n")
+    assert measure_memory(devices.create_mesh("cpu", 1)).host > 2**20
 
 
 def test_the_choice_is_told(

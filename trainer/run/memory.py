@@ -38,8 +38,8 @@ def measure_memory(mesh: Mesh) -> Memory:
     neighbours = {
         one["host"]: sum(o["host"] == one["host"] for o in all_found) for one in all_found
     }
-    hosts = [one["free"] // neighbours[one["host"]] for one in all_found if one["free"]]
-    of_devices = [one["device"] for one in all_found if one["device"]]
+    hosts = [one["free"] // neighbours[one["host"]] for one in all_found if one["free"] is not None]
+    of_devices = [one["device"] for one in all_found if one["device"] is not None]
     return Memory(min(of_devices, default=None), min(hosts, default=None))
 
 
