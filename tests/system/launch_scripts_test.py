@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from tests.helpers import ROOT
 from trainer.errors import RunError, Stopped, UsageError
@@ -618,6 +619,24 @@ def test_the_exit_statuses_in_the_manifest_of_a_jobset() -> None:
     names = (manifest["metadata"]["name"], spec["replicatedJobs"][0]["name"])
     assert args["coordinator_address"] == f"{names[0]}-{names[1]}-0-0.{names[0]}:8476"
     assert int(args["num_processes"]) == job["parallelism"] == job["completions"]
+
+
+def test_the_manifest_of_a_jobset_fits_the_published_types() -> None:
+    """Made from the schemas of JobSet and Kubernetes, they drop what they do not know."""
+    manifest = yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
+    assert is_part(manifest, JobsetV1alpha2JobSet.from_dict(manifest).to_dict())
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job["podFailurePolicies"] = job.pop("podFailurePolicy")
+    assert not is_part(manifest, JobsetV1alpha2JobSet.from_dict(manifest).to_dict())
+
+
+def is_part(one: object, of: object) -> bool:
+    """Whether all that one document says is in another, which may say more."""
+    if isinstance(one, dict) and isinstance(of, dict):
+        return all(key in of and is_part(value, of[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(of, list):
+        return len(one) == len(of) and all(map(is_part, one, of))
+    return one == of
 
 
 @pytest.mark.parametrize("nodes", ["10.0.0.1", "10.0.0.1\n10.0.0.2"])
