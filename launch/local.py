@@ -24,6 +24,9 @@ EXIT_DONE, EXIT_USAGE, EXIT_STOPPED = 0, 1, 75  # The trainer's, see its --help.
 # its foreground group reaches this launcher only, and so every process exactly once.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
+# The same failure so many times in a row is no accident.
+_SAME_FAILURES = 3
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _EPILOG = """\
@@ -68,7 +71,8 @@ def _parse_arguments() -> argparse.Namespace:
         type=_number(minimum=0),
         default=0,
         help="after a failure start all again from the last checkpoint, up to so many times "
-        "(not after status 0, 1 or 75, nor after a signal to the launcher); default 0",
+        "(not after status 0, 1 or 75, nor after a signal to the launcher, nor when it failed with "
+        "the same message, at the same step, three times in a row); default 0",
     )
     parser.add_argument(
         "--gpus",
@@ -163,6 +167,8 @@ class Launcher:
         self._commands = commands
         self._grace = grace
         self._processes: list[Process] = []
+        self._last_lines: dict[int, bytes] = {}
+        self._failed_first = -1  # No process.
         self.received: list[signal.Signals] = []
 
     async def run(self, max_restarts: int) -> int:
@@ -178,11 +184,16 @@ class Launcher:
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 loop.add_signal_handler(number, self._hand_on, number)
+        failures: list[bytes] = []
         for restart in range(max_restarts + 1):
             if restart:
                 _say(f"restart {restart} of {max_restarts}, from the last checkpoint")
             status = await self._run_once()
             if status in (EXIT_DONE, EXIT_USAGE, EXIT_STOPPED) or self.received:
+                break
+            failures.append(self._last_lines.get(self._failed_first, b""))
+            if failures[-1] and failures[-_SAME_FAILURES:] == [failures[-1]] * _SAME_FAILURES:
+                _say(f"failed {_SAME_FAILURES} times in the same way: not started again")
                 break
         else:
             if max_restarts:
@@ -194,13 +205,13 @@ class Launcher:
     async def _run_once(self) -> int:
         """Start all processes, wait for all, and return the status that they amount to."""
         coordinator = f"127.0.0.1:{_free_port()}"  # Another one each time: the last may linger.
-        self._processes = []
+        self._processes, self._last_lines, self._failed_first = [], {}, -1
         relays = []
         for i in range(len(self._commands)):
             process = await self._start(i, coordinator)
             relays += [
                 asyncio.create_task(_relay(process.stdout, sys.stdout.buffer, i)),
-                asyncio.create_task(_relay(process.stderr, sys.stderr.buffer, i)),
+                asyncio.create_task(_relay(process.stderr, sys.stderr.buffer, i, self._last_lines)),
             ]
         status = await self._wait()
         # What a process has written is read to its end; unless it left children that hold it open.
@@ -260,6 +271,8 @@ class Launcher:
             statuses[i] = returncode if returncode >= 0 else 128 - returncode
             if statuses[i] not in (EXIT_DONE, EXIT_STOPPED):
                 _say(f"process {i} {_describe(returncode)} (status {statuses[i]})")
+                if waiting is None and returncode > 0:
+                    self._failed_first = i  # Nothing is to be learnt of one that was killed.
                 waiting = self._grace
         failures = [s for s in statuses.values() if s not in (EXIT_DONE, EXIT_STOPPED)]
         if failures:
@@ -286,12 +299,19 @@ def _send(process: Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-async def _relay(stream: asyncio.StreamReader | None, out: BinaryIO, i: int) -> None:
-    """Copy a stream line by line, with the number of its process in front."""
+async def _relay(
+    stream: asyncio.StreamReader | None,
+    out: BinaryIO,
+    i: int,
+    last_lines: dict[int, bytes] | None = None,
+) -> None:
+    """Copy a stream line by line, with the number of its process in front; keep the last line."""
     assert stream is not None
     prefix, rest = f"[{i}] ".encode(), b""
     while chunk := await stream.read(1 << 16):
         *lines, rest = (rest + chunk).split(b"\n")
+        if lines and last_lines is not None:
+            last_lines[i] = lines[-1]
         _write(out, b"".join(prefix + line + b"\n" for line in lines))
     if rest:
         _write(out, prefix + rest + b"\n")

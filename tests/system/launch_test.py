@@ -304,6 +304,21 @@ def test_restarts_are_counted(local) -> None:
     assert err.endswith("[launch] failed after 2 restarts\n")
 
 
+def test_the_same_failure_is_not_repeated_for_ever(local) -> None:
+    """Another step, or a kill in between, is another failure."""
+    lines = """
+    count = len(Path(f"started{i}").read_text().splitlines())
+    if count == 2:
+        os.kill(os.getpid(), 9)
+    say(f"error: the loss is nan at step {min(count, 4)}")
+    sys.exit(2)
+    """
+    status, _, err = local(lines, "-n", "1", "--gpus=none", "--max_restarts=50").end()
+    assert status == 2
+    assert err.count("[launch] restart") == 5
+    assert err.splitlines()[-1] == "[launch] failed 3 times in the same way: not started again"
+
+
 @pytest.mark.parametrize("status", [0, 1, 75])
 def test_no_restart_after(local, status: int) -> None:
     run = local(f"sys.exit({status})", "-n", "2", "--gpus=none", "--max_restarts=2")
