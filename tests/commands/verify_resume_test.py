@@ -39,6 +39,7 @@ def test_one_number_of_devices_is_exact(config: TrainConfig) -> None:
     assert "changed nothing that is promised" in report(comparisons)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("placement", ["sharded", "streamed"])
 def test_examples_elsewhere(config: TrainConfig, placement: str) -> None:
     config = dataclasses.replace(config, data_placement=placement, reduction="tree")

@@ -38,6 +38,7 @@ def config(
     return smallest_run(tmp_path, augment=request.param, steps_per_cycle=3, num_steps=10)
 
 
+@pytest.mark.system
 def test_a_resumed_run_is_the_unbroken_one(config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path / "unbroken")
     for num_steps, num_devices in ((3, 2), (4, 1), (7, 4), (10, 1)):
@@ -112,6 +113,7 @@ def test_a_change_is_refused_or_allowed_by_name(
     assert "is not the file" not in caplog.text
 
 
+@pytest.mark.system
 def test_the_commands(config: TrainConfig, tmp_path: Path) -> None:
     """A range test trains with it, and the proof of the resume holds."""
     with contextlib.suppress(RunError):  # There is little to learn, and the curves are written.

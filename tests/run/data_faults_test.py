@@ -75,10 +75,11 @@ def test_a_flipped_bit_is_never_trained_on(
         assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("check*"))
 
 
+@pytest.mark.system
 def test_a_file_that_is_cut_short_while_it_is_read(
     broken_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then restored, the run goes on to where it would have come."""
+    """Once the file is restored, the run ends where the unbroken run ends."""
     given = dataclasses.replace(broken_config, num_steps=400)
     train(given, tmp_path / "unbroken")
     (path,) = files_of(broken_config, "train")

@@ -14,6 +14,7 @@ from trainer.commands import inspection
 from trainer.commands.find_lr import find_lr
 from trainer.config import TrainConfig
 from trainer.errors import RunError
+from trainer.records.clock import Clock
 from trainer.run.job import Job, prepare
 from trainer.run.loop import train
 from trainer.run.programs import compile_epoch_on_host, start
@@ -49,7 +50,7 @@ def reference(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def rows_of(job: Job, num_steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Images and labels that the devices take in each step, in the order of the batch."""
-    _, data, _ = start(job)
+    _, data, _ = start(job, Clock())
     found = []
     for step in range(num_steps):
         counter = devices.place(np.array(step, np.int32), devices.replicated(job.mesh))

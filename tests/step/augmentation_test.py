@@ -154,6 +154,7 @@ def test_the_step_trains_on_shifted_images(
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "augmentation",
     [Augmentation(shift, built_in=True), Augmentation(rotate)],

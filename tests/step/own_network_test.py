@@ -122,6 +122,7 @@ def test_batch_norm_is_its_formula_in_every_shard(
         )
 
 
+@pytest.mark.system
 def test_the_same_bits_on_every_number_of_devices(mnist: Dataset) -> None:
     """With all that a network can have: its own program for each shard, also for a loop."""
     expected = run(mnist, Restless, 1, 3, "tree")
