@@ -15,8 +15,10 @@ from trainer.checkpoints import Checkpointer, Keeping, read_newest
 from trainer.commands.export import EXPORT_FILE, export
 from trainer.commands.predict import inference
 from trainer.commands.predict.inference import Predictor
+from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.errors import UsageError
+from trainer.run.loop import train
 from trainer.run.stored import load_checkpoint
 from trainer.step.examples import scale_pixels
 
@@ -129,10 +131,42 @@ def copied(workdir: Path, target: Path, dataset: str) -> Path:
 def test_other_data_sets(workdir: Path, tmp_path: Path) -> None:
     fashion = Predictor(copied(workdir, tmp_path / "fashion", "fashion_mnist"))
     (answer,) = fashion.predict([str(DIGITS[0])])
-    assert list(answer) == ["file", "label", "probabilities"]
-    foreign = Predictor(copied(workdir, tmp_path / "foreign", "cifar10"))
-    with pytest.raises(UsageError, match="--dataset=cifar10"):
-        list(foreign.predict([str(DIGITS[0])]))
+    assert list(answer) == ["file", "label", "class", "probabilities"]
+
+
+@pytest.mark.parametrize("image_size", ["", "6x5"])
+def test_pictures_of_ones_own_data(tmp_path: Path, image_size: str) -> None:
+    """Each is what it was when the data were prepared; the answer has the name of its class."""
+    random = np.random.default_rng(0)
+    for name, level in (("cat", 40), ("dog", 200)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.clip(random.normal(level, 10, (8, 7, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    config = TrainConfig(
+        dataset=str(tmp_path / "pets"),
+        data_dir=str(tmp_path / "data"),
+        train_split="train[:80%]",
+        test_split="train[80%:]",
+        image_size=image_size,
+        **{"model": "mlp", "batch_size": 8, "num_steps": 60, "steps_per_cycle": 10},
+        **{"report": False, "tensorboard": False, "gradient_shards": 8},
+    )
+    train(config, tmp_path / "run")
+    Image.new("RGB", (7, 8), (205, 200, 190)).save(tmp_path / "a.png")
+    Image.new("L", (7, 8), 45).save(tmp_path / "grey.png")
+    Image.new("RGB", (9, 8), (205, 200, 190)).save(tmp_path / "wide.png")
+    files = [str(tmp_path / name) for name in ("a.png", "grey.png", "wide.png", "none.png")]
+    dog, cat, wide, missing = Predictor(tmp_path / "run").predict(files)
+    assert list(dog) == ["file", "label", "class", "probabilities"]
+    assert [(answer["label"], answer["class"]) for answer in (dog, cat)] == [(1, "dog"), (0, "cat")]
+    assert "No such file" in missing["error"]
+    if image_size:
+        assert wide["class"] == "dog"
+    else:
+        assert wide["error"] == (
+            "8x9 pixels in colours, and the network has learned from 8x7 pixels in colours"
+        )
 
 
 def test_an_export_answers_as_the_network(

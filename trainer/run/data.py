@@ -64,6 +64,7 @@ def data_of(job: Job, store: Store, epoch_batches: Callable[[Any], Any]) -> Data
     inputs = {
         "image_shape": list(source.image_shape),
         "num_classes": source.num_classes,
+        "class_names": list(source.class_names),
         "num_train": source.num_train,
         "num_test": source.num_test,
         "data": store.identity,

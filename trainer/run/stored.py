@@ -35,7 +35,8 @@ class Checkpoint:
       statistics: what else the network keeps; empty for the built-in ones.
       config: of the run, resolved.
       network: `network.apply(params, statistics, inputs float32[B, H, W, C])` gives the logits.
-      inputs: of the network: "image_shape", "num_classes", "mean" and "std" of the scaled pixels.
+      inputs: of the network: "image_shape", "num_classes", "class_names" (empty if unknown),
+        "mean" and "std" of the scaled pixels.
       meta: all that is stored beside the state.
       averages: kind of average, "average" or "ema", to averaged parameters and statistics, of
         those that the checkpoint holds.

@@ -12,7 +12,13 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from trainer.commands.predict.ink import ImageError, find_ink
-from trainer.datasets.pictures import PictureError, open_picture, strict_warnings
+from trainer.datasets.pictures import (
+    PictureError,
+    open_picture,
+    read_pixels,
+    resize,
+    strict_warnings,
+)
 
 IMAGE_SHAPE = (28, 28, 1)
 
@@ -43,6 +49,40 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except PictureError as error:
         raise ImageError(str(error)) from error
+
+
+def plain_pixels(
+    path: str | os.PathLike[str], image_shape: tuple[int, int, int], resized: bool
+) -> np.ndarray:
+    """Return the pixels of a file as a picture of the user's own data set has them.
+
+    Args:
+      path: see `datasets.pictures.read_pixels`.
+      image_shape: (H, W, C) of the data set.
+      resized: whether its images were resized to that, as --image_size asks for.
+
+    Returns:
+      uint8[H, W, C].
+
+    Raises:
+      ImageError: it is no such picture, or of another size or in other colours.
+    """
+    try:
+        with strict_warnings():
+            pixels = read_pixels(path)
+    except PictureError as error:
+        raise ImageError(str(error)) from error
+    if resized:
+        pixels = resize(pixels, image_shape[:2])
+    if pixels.shape[2] == 1 and image_shape[2] == 3:
+        pixels = np.repeat(pixels, 3, axis=2)  # A grey picture, saved as such, in colours.
+    if pixels.shape != image_shape:
+        found, wanted = (
+            f"{height}x{width} pixels {'in colours' if channels == 3 else 'of grey'}"
+            for height, width, channels in (pixels.shape, image_shape)
+        )
+        raise ImageError(f"{found}, and the network has learned from {wanted}")
+    return pixels
 
 
 def digit_pixels(image: Image.Image) -> np.ndarray:

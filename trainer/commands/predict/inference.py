@@ -9,9 +9,14 @@ import numpy as np
 from etils import epath
 
 from trainer import devices
-from trainer.commands.predict.images import IMAGE_SHAPE, digit_pixels, object_pixels, read_image
+from trainer.commands.predict.images import (
+    IMAGE_SHAPE,
+    digit_pixels,
+    object_pixels,
+    plain_pixels,
+    read_image,
+)
 from trainer.commands.predict.ink import ImageError
-from trainer.errors import UsageError
 from trainer.run.selection import AS_TRAINED, Selection
 from trainer.run.stored import Checkpoint
 from trainer.step.examples import scale_pixels
@@ -68,8 +73,10 @@ class Predictor:
         """
         devices.create_mesh(platform, 1)
         checkpoint = selection.load(workdir)
-        self.image_shape = tuple(checkpoint.inputs["image_shape"])
+        self.image_shape: tuple[int, int, int] = tuple(checkpoint.inputs["image_shape"])
         self.dataset = checkpoint.config.dataset
+        self.class_names = checkpoint.inputs.get("class_names", [])
+        self._resized = bool(checkpoint.config.image_size)
         self.model = checkpoint.config.model
         self.step = checkpoint.step
         self.infer = create_inference(checkpoint)
@@ -83,18 +90,10 @@ class Predictor:
 
         Yields:
           {"file": path, "digit": int, "probabilities": [float of every class]}, where "digit" is
-          "label" for other data sets than MNIST; or {"file": path, "error": what is wrong with it}.
-
-        Raises:
-          UsageError: how pictures are prepared for this data set is not known.
+          "label" for other data sets than MNIST, with "class" for its name if that is known; or
+          {"file": path, "error": what is wrong with it}.
         """
-        if self.dataset not in _PREPARE or self.image_shape != IMAGE_SHAPE:
-            raise UsageError(
-                f"the run was trained on --dataset={self.dataset}, and how a picture becomes one "
-                f"of its images is not known; use a run on {', '.join(_PREPARE)}, or export "
-                "and prepare the images yourself"
-            )
-        name, prepare = _PREPARE[self.dataset]
+        name, prepare = self._preparation()
         batch_size = min(_BATCH_SIZE, len(paths))
         infer = jax.jit(self.infer)
         for start in range(0, len(paths), batch_size or 1):
@@ -104,7 +103,7 @@ class Predictor:
             batch = paths[start : start + batch_size]
             for row, path in enumerate(batch):
                 try:
-                    images[row] = prepare(read_image(path))
+                    images[row] = prepare(path)
                 except ImageError as error:
                     errors[row] = str(error)
             rows = np.asarray(infer(images))
@@ -113,4 +112,14 @@ class Predictor:
                     yield {"file": path, "error": errors[row]}
                     continue
                 label, probabilities = int(rows[row].argmax()), rows[row].tolist()
-                yield {"file": path, name: label, "probabilities": probabilities}
+                known = name == "label" and self.class_names
+                of_class = {"class": self.class_names[label]} if known else {}
+                yield {"file": path, name: label, **of_class, "probabilities": probabilities}
+
+    def _preparation(self) -> tuple[str, Callable[[str], np.ndarray]]:
+        """Return what a label is called, and the function from a file to the network's pixels."""
+        if self.dataset in _PREPARE and self.image_shape == IMAGE_SHAPE:
+            name, prepare = _PREPARE[self.dataset]
+            return name, lambda path: prepare(read_image(path))
+        # Of other data sets a picture is what it was when they were prepared.
+        return "label", lambda path: plain_pixels(path, self.image_shape, self._resized)
