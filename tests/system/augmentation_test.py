@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system
 [OWN] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/augmentation.md").read_text(), re.DOTALL)
 
 
-@pytest.fixture(params=["shift", "own.py:augment"])
+@pytest.fixture(params=["shift", pytest.param("own.py:augment", marks=pytest.mark.slow)])
 def flags(request: pytest.FixtureRequest, tmp_path: Path, mnist: Dataset) -> tuple[str, ...]:
     """A run on the first images of MNIST, 4 steps an epoch; the page's own augmentation."""
     (tmp_path / "own.py").write_text(OWN)

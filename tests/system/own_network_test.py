@@ -52,6 +52,7 @@ def inspected(trainer: Callable, workdir: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_page_works_as_pasted(tmp_path: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Its networks, its optimizer and its commands, each command with fewer steps."""
     network, optimizer = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

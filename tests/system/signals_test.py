@@ -26,7 +26,13 @@ Checkpointer.save = save
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
+    ],
+)
 def test_stop_with_a_checkpoint_and_resume(
     start: Callable, trainer: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:
