@@ -23,7 +23,7 @@ A run on a Cloud TPU VM or a slice of a pod, by way of gcloud. Commands:
   --spot              cheaper, but Google may take it away at any time
   --queued            wait in Google's queue until there is one, which Google recommends; also for
                       the other commands of this VM. Ctrl-C ends only the waiting
-  --flex_start=TIME   queued, for at most this long, such as 4h; without a quota of its own
+  --flex_start=TIME   queued, for at most this long, such as 4h; from the preemptible quota
   --dry_run           print the gcloud commands, run none
 
 What follows -- goes to the trainer. A type with more than 8 chips has several workers, which need

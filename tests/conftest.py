@@ -25,7 +25,7 @@ from trainer.run.job import Job  # noqa: E402
 from trainer.run.loop import train  # noqa: E402
 
 pytest.register_assert_rewrite("tests.helpers")
-from tests.helpers import with_data_dir  # noqa: E402
+from tests.helpers import save_first, with_data_dir  # noqa: E402
 
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
@@ -58,13 +58,7 @@ def mnist(data_dir: pathlib.Path) -> Dataset:
 def small_config(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Three epochs of 20 steps of the first images of MNIST; boundaries never fall together."""
     folder = tmp_path_factory.mktemp("small")
-    np.savez(
-        folder / "small_mnist.npz",
-        x_train=mnist.train_images[:2560],
-        y_train=mnist.train_labels[:2560],
-        x_test=mnist.test_images[:500],
-        y_test=mnist.test_labels[:500],
-    )
+    save_first(mnist, folder / "small_mnist.npz", 2560, 500)
     return TrainConfig(
         dataset=str(folder / "small_mnist.npz"),
         data_dir=str(folder),

@@ -19,6 +19,7 @@ from trainer.checkpoints.store import restore
 from trainer.cli.commands import COMMANDS
 from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
+from trainer.datasets import Dataset
 from trainer.schedules import create_plan, create_schedule
 
 ROOT = Path(__file__).parents[1]
@@ -214,3 +215,14 @@ def wait_for_checkpoint(
 def assert_no_traceback(error: str) -> None:
     """Fail if a program showed its user a traceback."""
     assert "Traceback" not in error, error
+
+
+def save_first(mnist: Dataset, path: Path, num_train: int, num_test: int) -> None:
+    """Write the first examples of MNIST as an .npz file."""
+    np.savez(
+        path,
+        x_train=mnist.train_images[:num_train],
+        y_train=mnist.train_labels[:num_train],
+        x_test=mnist.test_images[:num_test],
+        y_test=mnist.test_labels[:num_test],
+    )

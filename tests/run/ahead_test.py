@@ -46,11 +46,10 @@ def test_what_is_good_comes_before_the_error() -> None:
         next(ahead)
 
 
-def test_waiting_is_counted_and_closing_ends_the_threads() -> None:
+def test_closing_ends_the_threads() -> None:
     before = threading.active_count()
     ahead = Ahead(lambda _: time.sleep(0.05), range(100), depth=2, threads=2)
     next(ahead)
-    assert 0.01 < ahead.waited < 5
     ahead.close()
     deadline = time.monotonic() + 10
     while threading.active_count() > before:

@@ -56,3 +56,16 @@ def test_one_device_cannot_be_audited(audited: TrainConfig, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="--audit_every_steps=5: one device has no neighbour"):
         train(dataclasses.replace(audited, num_devices=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_audits_rest_where_the_run_resumes_on_one_device(
+    audited: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody asked for them there: the flag was not given."""
+    train(dataclasses.replace(audited, num_steps=7), tmp_path / "run")
+    given = ["num_devices", "num_steps"]
+    train(dataclasses.replace(audited, num_devices=1), tmp_path / "run", given=given)
+    assert caplog.text.count("no audits on one device, which has no neighbour") == 1
+    assert checkpoint_steps(tmp_path / "run") == {5, 7, 10, 15}
+    # The field stays.
+    assert inspection.inspect(tmp_path / "run")["config"]["audit_every_steps"] == 5

@@ -82,9 +82,9 @@ def temporary_bytes(**given: object) -> int:
 @pytest.mark.parametrize(
     ("pieces", "reduction", "num_devices", "message"),
     [
-        (3, "tree", 2, "4 gradient shards that each of 2 devices .*use one of 1, 2, 4$"),
-        (16, "tree", 1, "8 gradient shards that each of 1 devices .*use one of 1, 2, 4, 8$"),
-        (5, "allreduce", 4, "24 examples .*use one of 1, 2, 3, 4, 6, 8, 12, 24$"),
+        (3, "tree", 2, "4 gradient shards that each of 2 devices .*use one of 1, 2, 4 "),
+        (16, "tree", 1, "8 gradient shards that each of 1 devices .*use one of 1, 2, 4, 8 "),
+        (5, "allreduce", 4, "24 examples .*use one of 1, 2, 3, 4, 6, 8, 12, 24 "),
     ],
 )
 def test_pieces_that_do_not_fit(

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.helpers import (
@@ -14,6 +13,7 @@ from tests.helpers import (
     checkpoint_steps,
     free_port,
     read_metrics,
+    save_first,
     wait_for_checkpoint,
 )
 from trainer.datasets import Dataset
@@ -27,13 +27,7 @@ pytestmark = pytest.mark.system
 def flags(request: pytest.FixtureRequest, tmp_path: Path, mnist: Dataset) -> tuple[str, ...]:
     """A run on the first images of MNIST, 4 steps an epoch; the page's own augmentation."""
     (tmp_path / "own.py").write_text(OWN)
-    np.savez(
-        tmp_path / "small.npz",
-        x_train=mnist.train_images[:256],
-        y_train=mnist.train_labels[:256],
-        x_test=mnist.test_images[:100],
-        y_test=mnist.test_labels[:100],
-    )
+    save_first(mnist, tmp_path / "small.npz", 256, 100)
     return (
         f"--augment={request.param}",
         "--dataset=small.npz",

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from tests.helpers import (
@@ -17,6 +16,7 @@ from tests.helpers import (
     checkpoint_steps,
     free_port,
     read_metrics,
+    save_first,
     trainer_environment,
     wait_for_checkpoint,
 )
@@ -35,13 +35,7 @@ QUIET = ("--noreport", "--notensorboard", "--reduction=tree", "--workdir=run")
 @pytest.fixture
 def flags(tmp_path: pathlib.Path, mnist: Dataset) -> tuple[str, ...]:
     """A run of the page's network on the first images of MNIST, 8 steps an epoch."""
-    np.savez(
-        tmp_path / "small.npz",
-        x_train=mnist.train_images[:512],
-        y_train=mnist.train_labels[:512],
-        x_test=mnist.test_images[:100],
-        y_test=mnist.test_labels[:100],
-    )
+    save_first(mnist, tmp_path / "small.npz", 512, 100)
     rates = ("--lr_min=5e-4", "--lr_max=5e-3", "--steps_per_cycle=5")
     return (*NETWORK, *QUIET, *rates, "--dataset=small.npz", "--batch_size=64")
 

@@ -1,5 +1,6 @@
 """The learning-rate range test on the devices: curves, a picture, and a flagfile to train with."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -212,27 +213,32 @@ def _measure(
     job = dataclasses.replace(job, schedule=lambda step: jnp.asarray(rates)[step])
     programs, data, state = start(job, Clock())
     pending, measured = [], []
-    for step in range(len(rates)):
-        examples, batches = data.train.at(step, state.step)
-        state, metrics = programs.train_steps(state, examples, batches, 1)
-        pending.append(metrics)
-        if len(pending) < _STEPS_PER_LOOK and step + 1 < len(rates):
-            continue
-        measured += jax.device_get(pending)
-        pending.clear()
-        diverged_at = divergence_step([float(each["loss"]) for each in measured], window)
-        if diverged_at is not None:
-            logger.info(
-                "stopped early: the loss diverged at step %d of %d, rate %.2g",
-                *(diverged_at, len(rates), rates[diverged_at]),
-            )
-            break
-        if (step + 1) % log_every_steps < _STEPS_PER_LOOK:
-            logger.info(
-                "step %d of %d  rate %.2g  loss %.4f  accuracy %.3f",
-                *(step + 1, len(rates), rates[step], *map(measured[-1].get, ("loss", "accuracy"))),
-            )
-    data.close()
+    with contextlib.closing(data):
+        for step in range(len(rates)):
+            examples, batches = data.train.at(step, state.step)
+            state, metrics = programs.train_steps(state, examples, batches, 1)
+            pending.append(metrics)
+            if len(pending) < _STEPS_PER_LOOK and step + 1 < len(rates):
+                continue
+            measured += jax.device_get(pending)
+            pending.clear()
+            diverged_at = divergence_step([float(each["loss"]) for each in measured], window)
+            if diverged_at is not None:
+                logger.info(
+                    "stopped early: the loss diverged at step %d of %d, rate %.2g",
+                    *(diverged_at, len(rates), rates[diverged_at]),
+                )
+                break
+            if (step + 1) % log_every_steps < _STEPS_PER_LOOK:
+                logger.info(
+                    "step %d of %d  rate %.2g  loss %.4f  accuracy %.3f",
+                    *(
+                        step + 1,
+                        len(rates),
+                        rates[step],
+                        *map(measured[-1].get, ("loss", "accuracy")),
+                    ),
+                )
     columns = ("learning_rate", "loss", "accuracy")
     return tuple([float(each[name]) for each in measured] for name in columns)  # type: ignore
 

@@ -134,12 +134,12 @@ def describe_account(account: Mapping[str, float]) -> str:
     Args:
       account: see `Duration`.
     """
-    parts = sorted(account.items(), key=lambda item: -item[1])
     shown = [
-        f"{name.replace('start_up', 'start-up').replace('_', ' ')} {s:.1f}" for name, s in parts
+        f"{name.replace('start_up', 'start-up').replace('_', ' ')} {seconds:.1f}"
+        for name, seconds in sorted(account.items(), key=lambda item: -item[1])
+        if seconds >= 0.05
     ]
-    kept = [text for text, (_, seconds) in zip(shown, parts, strict=True) if seconds >= 0.05]
-    return f"{sum(account.values()):.1f} s: {', '.join(kept)}"
+    return f"{sum(account.values()):.1f} s: {', '.join(shown)}"
 
 
 def _read(path: epath.Path) -> list[dict[str, Any]]:

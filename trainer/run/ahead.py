@@ -1,7 +1,6 @@
 """Work for later steps, done in threads while the devices are busy with earlier ones."""
 
 import collections
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -21,15 +20,11 @@ class Ahead(Generic[Item, Result]):
       items: looked at only as far as results are made.
       depth: results that are made in advance, at most.
       threads: that make them.
-
-    Attributes:
-      waited: seconds that the caller has waited for results so far.
     """
 
     def __init__(
         self, function: Callable[[Item], Result], items: Iterable[Item], depth: int, threads: int
     ) -> None:
-        self.waited = 0.0
         self._function, self._items, self._depth = function, iter(items), depth
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reading")
         self._pending: collections.deque[Future[Result]] = collections.deque()
@@ -44,13 +39,11 @@ class Ahead(Generic[Item, Result]):
         if not self._pending:
             self.close()
             raise StopIteration
-        begin = time.monotonic()
         try:
             result = self._pending.popleft().result()
         except BaseException:
             self.close()
             raise
-        self.waited += time.monotonic() - begin
         self._fill()
         return result
 

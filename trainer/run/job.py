@@ -20,6 +20,7 @@ from trainer.errors import UsageError
 from trainer.run.config_changes import check_config_change
 from trainer.run.memory import Memory, measure_memory
 from trainer.run.placement import choose_placement
+from trainer.run.resolving import resolve
 from trainer.run.resume import (
     check_data,
     check_environment,
@@ -29,15 +30,11 @@ from trainer.run.resume import (
 )
 from trainer.schedules import Plan, create_momentum, create_plan, create_schedule
 from trainer.step import (
-    STREAMED,
     Augmentation,
     Averaging,
     Network,
     TrainState,
     abstract_train_state,
-    check_accumulation,
-    choose_reduction,
-    choose_steps_per_call,
     create_augmentation,
     create_network,
     create_optimizer,
@@ -45,7 +42,6 @@ from trainer.step import (
     digests_of_sources,
     train_state_init,
 )
-from trainer.step.reductions import AUTO
 from trainer.workdir.files import read_config
 
 logger = logging.getLogger(__name__)
@@ -155,7 +151,7 @@ def prepare(
     placement, reason = choose_placement(
         config.data_placement, source, mesh, config.batch_size, memory or measure_memory(mesh)
     )
-    config = _resolve(config, plan, mesh, stored, placement)
+    config = resolve(config, plan, mesh, stored, placement)
     history: list[dict[str, Any]] = []
     if restored and stored:
         step, history = restored.step, restored.meta["config_history"]
@@ -242,67 +238,3 @@ def _with_absolute_paths(config: TrainConfig, source: DatasetSource) -> TrainCon
     if data_dir and "://" not in data_dir:
         data_dir = str(Path(data_dir).expanduser().absolute())
     return dataclasses.replace(config, data_dir=data_dir, dataset=source.path or config.dataset)
-
-
-def _resolve(
-    config: TrainConfig, plan: Plan, mesh: Mesh, stored: TrainConfig | None, placement: str
-) -> TrainConfig:
-    """Return the same run with nothing left to choose; resolving it again changes nothing.
-
-    Only where the examples lie is chosen anew at each start: it depends on what is free, and
-    changes no bits.
-    """
-    reduction, gradient_shards = config.reduction, config.gradient_shards
-    if stored is not None:
-        # Not what suits these devices: the bits of a tree are a promise to the whole run.
-        reduction = stored.reduction if reduction == AUTO else reduction
-        gradient_shards = gradient_shards or stored.gradient_shards
-    reduction, gradient_shards = choose_reduction(
-        reduction, gradient_shards, config.batch_size, mesh
-    )
-    if config.audit_every_steps and mesh.size == 1:
-        raise UsageError(
-            f"--audit_every_steps={config.audit_every_steps}: one device has no neighbour that "
-            "could compute its gradient again; leave it out, or use at least 2 devices"
-        )
-    check_accumulation(
-        config.accumulation_steps, reduction, gradient_shards, config.batch_size, mesh
-    )
-    steps_per_call = config.steps_per_call
-    if stored and placement == STREAMED and steps_per_call == stored.steps_per_call:
-        # Nobody asked for it at this start, and it was chosen for examples on the devices.
-        steps_per_call = 0
-    steps_per_call = choose_steps_per_call(
-        steps_per_call,
-        reduction,
-        devices.platform_of(mesh),
-        placement,
-        min(intervals(config, plan)),
-    )
-    return dataclasses.replace(
-        config,
-        num_steps=plan.num_steps,
-        num_cycles=None,
-        steps_per_cycle=plan.steps_per_cycle,
-        eval_every_steps=plan.eval_every_steps,
-        reduction=reduction,
-        gradient_shards=gradient_shards,
-        steps_per_call=steps_per_call,
-    )
-
-
-def intervals(config: TrainConfig, plan: Plan) -> list[int]:
-    """Return after how many steps, each time, the host has something to do.
-
-    Args:
-      config: of the run.
-      plan: its durations in steps.
-    """
-    return [
-        plan.steps_per_epoch,
-        plan.eval_every_steps,
-        config.checkpoint_every_steps,
-        config.check_replicas_every_steps or plan.num_steps,
-        config.audit_every_steps or plan.num_steps,
-        plan.steps_per_cycle if config.keep_cycle_ends else plan.num_steps,
-    ]

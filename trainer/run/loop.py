@@ -21,9 +21,10 @@ from trainer.records.timing import describe_account
 from trainer.run.config_changes import check_names
 from trainer.run.data import Data
 from trainer.run.describe import describe, describe_compilation
-from trainer.run.job import Job, intervals, prepare
+from trainer.run.job import Job, prepare
 from trainer.run.outputs import Outputs, note_start, open_outputs
 from trainer.run.programs import Programs, start
+from trainer.run.resolving import intervals
 from trainer.step import TrainState
 from trainer.step.randomness import pinned
 from trainer.workdir.lock import claim

@@ -21,7 +21,7 @@ from trainer.records.profiling import Profiler
 from trainer.run.data import Data
 from trainer.run.job import Job
 from trainer.run.resume import checkpoint_meta
-from trainer.step import STREAMED, Metrics, TrainState
+from trainer.step import Metrics, TrainState
 from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE
 from trainer.workdir.lock import Lock
 from trainer.workdir.storage import write_whole
@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs(Protocol):
-    """What the loop tells of; nothing here waits for a step that was just dispatched."""
+    """What the loop tells of.
+
+    Nothing waits for a step that was just dispatched but evaluations, whose time is counted, and
+    saves.
+    """
 
     @property
     def last_test(self) -> dict[str, Any] | None:
@@ -138,8 +142,6 @@ class Writer:
         """Say what the run did, and draw it; it is whole and stored, whatever becomes of that."""
         self.wait()
         logger.info("%s", self._records.summary())
-        if self._job.placement == STREAMED:
-            logger.info("of these %.1f s waiting for data", self._data.train.waited)
         guessing = guessing_accuracy(self._data.test_counts)
         hint = self.last_test and hint_at_chance(self.last_test, guessing, self._job.config)
         if hint:

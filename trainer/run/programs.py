@@ -103,7 +103,7 @@ def compile_programs(job: Job) -> Programs:
         evaluate=_compile_evaluation(job),
         check_replicas=create_replica_check(job.mesh, state),
         audit=create_audit(_lower_audit(job), state, job.mesh)
-        if job.config.audit_every_steps
+        if _is_audited(job)
         else lambda state, examples, batches: None,
     )
 
@@ -135,7 +135,7 @@ def lower_programs(job: Job) -> dict[str, Any]:
     }
     if job.mesh.size > 1:
         programs["check_replicas"] = lower_replica_hashes(job.mesh, state)
-    if job.config.audit_every_steps:
+    if _is_audited(job):
         programs["audit"] = _lower_audit(job)
     return programs
 
@@ -161,13 +161,9 @@ def lower_steps(job: Job) -> Any:
         job.tx,
         job.schedule,
         job.mesh,
-        seed=config.seed,
-        reduction=config.reduction,
-        gradient_shards=config.gradient_shards,
-        accumulation_steps=config.accumulation_steps,
+        **_gradient_options(job),
         momentum_schedule=job.momentum_schedule,
         averaging=job.averaging,
-        augmentation=job.augmentation,
         placement=job.placement,
     )
     if job.placement == SHARDED:
@@ -185,25 +181,32 @@ def lower_steps(job: Job) -> Any:
     return several.lower(state, train, batches, count)
 
 
+def _gradient_options(job: Job) -> dict[str, Any]:
+    """Return how a gradient is computed: what the train step and its audit share."""
+    config = job.config
+    return {
+        "seed": config.seed,
+        "reduction": config.reduction,
+        "gradient_shards": config.gradient_shards,
+        "augmentation": job.augmentation,
+        "accumulation_steps": config.accumulation_steps,
+    }
+
+
+def _is_audited(job: Job) -> bool:
+    """Return whether the run audits its gradient; on one device it cannot."""
+    return bool(job.config.audit_every_steps) and job.mesh.size > 1
+
+
 def _lower_audit(job: Job) -> jax.stages.Lowered:
     """Return the program that audits the gradient, lowered."""
-    config = job.config
-    gradients = shard_gradients(
-        job.network,
-        job.mesh,
-        seed=config.seed,
-        reduction=config.reduction,
-        gradient_shards=config.gradient_shards,
-        augmentation=job.augmentation,
-        accumulation_steps=config.accumulation_steps,
-    )
     return lower_audit(
-        gradients,
+        shard_gradients(job.network, job.mesh, **_gradient_options(job)),
         job.mesh,
         job.abstract_state,
         *_abstract_inputs(job),
         placement=job.placement,
-        accumulation_steps=config.accumulation_steps,
+        accumulation_steps=job.config.accumulation_steps,
     )
 
 

@@ -12,10 +12,6 @@ from trainer.step import Examples
 class TrainingRows(Protocol):
     """What the train step is given: `rows.at(step, state.step)` are the rows of its batch."""
 
-    @property
-    def waited(self) -> float:
-        """Seconds that steps have waited for their rows so far."""
-
     def at(self, step: int, counter: jax.Array) -> tuple[Examples, jax.Array]:
         """Return the examples and the batches that `train_step.create_train_step` wants.
 
@@ -36,8 +32,6 @@ class ResidentTraining:
       epoch_batches: step int32[] -> the batches of the epoch that it lies in.
       plan: of the run.
     """
-
-    waited = 0.0
 
     def __init__(
         self, examples: Examples, epoch_batches: Callable[[jax.Array], jax.Array], plan: Plan

@@ -161,11 +161,6 @@ class StreamedTraining:
         self._next_step = first_step
         self._places = places_on_devices(np.zeros((1, rows.batch_size), np.int32), mesh)
 
-    @property
-    def waited(self) -> float:
-        """Seconds that steps have waited for their rows so far."""
-        return self._ahead.waited
-
     def at(self, step: int, counter: jax.Array) -> tuple[Examples, jax.Array]:
         """Return the rows of a step, and int32[1, B], their places on each device.
 

@@ -41,7 +41,8 @@ def check_accumulation(
     shown = ", ".join(map(str, fitting[:8])) + (", ..." if len(fitting) > 8 else "")
     raise UsageError(
         f"--accumulation_steps={accumulation_steps} cannot cut the {what} that each of "
-        f"{mesh.size} devices has of a batch into equal pieces; use one of {shown}"
+        f"{mesh.size} devices has of a batch into equal pieces; use one of {shown} (for a run that "
+        "has begun together with --allow_config_change=accumulation_steps)"
     )
 
 
