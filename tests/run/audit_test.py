@@ -34,7 +34,7 @@ def test_an_audit_changes_nothing(audited: TrainConfig, tmp_path: Path, placemen
 
 
 def test_it_stops_before_the_checkpoint(
-    audited: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    audited: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_programs: dict
 ) -> None:
     """A device that computes wrongly from step 7 on is noticed at 10; that is not saved."""
     real = train_step._gradient_sum
@@ -47,9 +47,11 @@ def test_it_stops_before_the_checkpoint(
         return grads, statistics, metrics
 
     monkeypatch.setattr(train_step, "_gradient_sum", faulty)
+    shared_programs.clear()
     with pytest.raises(RunError, match=r"audit of step 10 .* the gradient of dense2/bias from"):
         train(audited, tmp_path)
     assert checkpoint_steps(tmp_path) == {5}
+    shared_programs.clear()  # Those that are faulty.
 
 
 def test_one_device_cannot_be_audited(audited: TrainConfig, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A device that computes a wrong gradient is found, and named."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +24,10 @@ LEAVES = ["dense1/bias", "dense1/kernel", "dense2/bias", "dense2/kernel"]
 
 
 def prepare(
-    mnist: Dataset, reduction: str, placement: str = REPLICATED
+    mnist: Dataset,
+    reduction: str,
+    placement: str = REPLICATED,
+    fault: Callable[..., Any] = lambda of_shard: of_shard,
 ) -> tuple[audit.Audit, TrainState, Examples, jax.Array]:
     """The audit of the MLP and its arguments."""
     mesh = devices.create_mesh("cpu", NUM_DEVICES)
@@ -49,6 +53,7 @@ def prepare(
     gradients = train_step.shard_gradients(
         network, mesh, seed=0, reduction=reduction, gradient_shards=8
     )
+    gradients = dataclasses.replace(gradients, of_shard=fault(gradients.of_shard))
     lowered = audit.lower_audit(gradients, mesh, state, examples, batches, placement=placement)
     return audit.create_audit(lowered, state, mesh), state, examples, batches
 
@@ -57,36 +62,41 @@ def prepare(
     ("reduction", "placement"),
     [("tree", REPLICATED), ("allreduce", REPLICATED), ("tree", STREAMED)],
 )
-def test_every_fault_is_found_and_named(
-    mnist: Dataset, monkeypatch: pytest.MonkeyPatch, reduction: str, placement: str
-) -> None:
-    """At step i the i-th of 100: one bit of one leaf of one device's gradient, drawn at random."""
+def test_every_fault_is_found_and_named(mnist: Dataset, reduction: str, placement: str) -> None:
+    """At step i the i-th of 100: one bit of one leaf of one shard of one device, at random."""
     random = np.random.default_rng(0)
+    per_device = 2 if reduction == "tree" else 1
     faults = [
-        {"device": random.integers(NUM_DEVICES), "leaf": random.integers(4)}
-        | {"element": random.integers(2**31), "bit": random.integers(32)}
+        {"device": random.integers(NUM_DEVICES), "shard": random.integers(per_device)}
+        | {
+            "leaf": random.integers(4),
+            "element": random.integers(2**31),
+            "bit": random.integers(32),
+        }
         for _ in range(100)
     ]
-    real = train_step._gradient_sum
 
-    def faulty(network: Any, state: TrainState, *rest: Any) -> Any:
-        grads, statistics, metrics = real(network, state, *rest)
-        fault = {
-            name: jnp.asarray([each[name] for each in faults], jnp.int32)[state.step]
-            for name in faults[0]
-        }
-        here = jax.lax.axis_index("data") == fault["device"]
-        leaves, structure = jax.tree.flatten(grads)
-        for i, leaf in enumerate(leaves):
-            bits = jax.lax.bitcast_convert_type(leaf.ravel(), jnp.uint32)
-            flip = jnp.where(here & (fault["leaf"] == i), jnp.uint32(1) << fault["bit"], 0)
-            at = fault["element"] % leaf.size
-            bits = bits.at[at].set(bits[at] ^ flip.astype(jnp.uint32))
-            leaves[i] = jax.lax.bitcast_convert_type(bits, jnp.float32).reshape(leaf.shape)
-        return jax.tree.unflatten(structure, leaves), statistics, metrics
+    def with_fault(of_shard: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(state: TrainState, examples: Examples, indices: Any, number: Any) -> Any:
+            grads, statistics, metrics = of_shard(state, examples, indices, number)
+            fault = {
+                name: jnp.asarray([each[name] for each in faults], jnp.int32)[state.step]
+                for name in faults[0]
+            }
+            here = jax.lax.axis_index("data") == fault["device"]
+            here &= number % per_device == fault["shard"]
+            leaves, structure = jax.tree.flatten(grads)
+            for i, leaf in enumerate(leaves):
+                bits = jax.lax.bitcast_convert_type(leaf.ravel(), jnp.uint32)
+                flip = jnp.where(here & (fault["leaf"] == i), jnp.uint32(1) << fault["bit"], 0)
+                at = fault["element"] % leaf.size
+                bits = bits.at[at].set(bits[at] ^ flip.astype(jnp.uint32))
+                leaves[i] = jax.lax.bitcast_convert_type(bits, jnp.float32).reshape(leaf.shape)
+            return jax.tree.unflatten(structure, leaves), statistics, metrics
 
-    monkeypatch.setattr(train_step, "_gradient_sum", faulty)
-    check, state, examples, batches = prepare(mnist, reduction, placement)
+        return faulty
+
+    check, state, examples, batches = prepare(mnist, reduction, placement, with_fault)
     for step, fault in enumerate(faults):
         at = dataclasses.replace(
             state, step=devices.place(np.asarray(step, np.int32), state.step.sharding)
