@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from tests.helpers import smallest_run
 from trainer import devices
 from trainer.config import TrainConfig
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
+from trainer.records.timing import read_duration
 from trainer.run import job as job_module
 from trainer.run import memory as memory_module
+from trainer.run import streaming
 from trainer.run.loop import train
 from trainer.run.memory import Memory, measure_memory
 from trainer.run.placement import choose_placement
@@ -131,9 +135,23 @@ def test_the_choice_is_told(
     with caplog.at_level(logging.INFO, "trainer"):
         train(dataclasses.replace(config, data_placement="streamed"), tmp_path)
     assert "placement streamed: rows read from the files" in caplog.text
-    assert "waiting for data" in caplog.text
     # What is chosen belongs to a start, and not to the run.
     assert json.loads((tmp_path / "config.json").read_text())["data_placement"] == "streamed"
+
+
+def test_waiting_for_a_slow_disk_is_time_of_data(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = streaming.StreamedTraining._read
+
+    def read_slowly(rows: streaming.StreamedTraining, block: streaming.Block) -> list:
+        time.sleep(0.5)
+        return real(rows, block)
+
+    monkeypatch.setattr(streaming.StreamedTraining, "_read", read_slowly)
+    train(dataclasses.replace(config, data_placement="streamed"), tmp_path)
+    duration = read_duration(epath.Path(tmp_path))
+    assert duration.account["data"] >= 0.4
 
 
 def test_several_steps_to_a_call_are_refused(config: TrainConfig, tmp_path: Path) -> None:
