@@ -191,6 +191,20 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def compile_quickly(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
+    """Compile a program that runs rarely, once or once an epoch; on a CPU in half of the time.
+
+    LLVM's first level of optimization computes the same bits: it leaves out passes, and no level
+    may reorder floating-point operations.
+
+    Args:
+      lowered: the program.
+      mesh: the devices that it is for.
+    """
+    options = {"xla_backend_optimization_level": 1} if platform_of(mesh) == "cpu" else None
+    return lowered.compile(compiler_options=options)
+
+
 def describe(mesh: Mesh) -> str:
     """Return the devices in words, such as "4 devices (cpu) of 2 processes"."""
     device = mesh.devices.flat[0]

@@ -1,9 +1,11 @@
 """The scalars of metrics.jsonl for TensorBoard; this module alone knows event files."""
 
+import contextlib
 import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -57,7 +59,8 @@ class TensorBoard:
           throughput: of this process.
         """
         # Imported where it is used: --notensorboard needs none of it.
-        from tensorboardX.event_file_writer import EventsWriter
+        with _without("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.path = folder
@@ -102,6 +105,22 @@ class TensorBoard:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self._writer.write_event(event)
+
+
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let nothing import a module meanwhile, unless it has been imported already.
+
+    tensorboardX imports PyTorch, if it is installed, for the names of types: three seconds.
+    """
+    absent = module not in sys.modules
+    if absent:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[module]
 
 
 def _prefix_after(names: Collection[str]) -> str:

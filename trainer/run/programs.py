@@ -99,7 +99,7 @@ def compile_programs(job: Job) -> Programs:
         train_steps=_compile_steps(job),
         epoch_batches=compile_epoch_on_host(job)
         if job.placement == STREAMED
-        else create_epoch_batches(job).lower(state.step).compile(),
+        else devices.compile_quickly(create_epoch_batches(job).lower(state.step), job.mesh),
         evaluate=_compile_evaluation(job),
         check_replicas=create_replica_check(job.mesh, state),
         audit=create_audit(_lower_audit(job), state, job.mesh)
@@ -289,5 +289,5 @@ def compile_epoch_on_host(job: Job) -> Callable[[int], np.ndarray]:
 
     sharding = jax.sharding.SingleDeviceSharding(device)
     epoch = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
-    program = jax.jit(at).lower(epoch).compile()
+    program = devices.compile_quickly(jax.jit(at).lower(epoch), job.mesh)
     return lambda epoch: np.asarray(program(jax.device_put(np.int32(epoch), device)))

@@ -1,6 +1,7 @@
 """A module of Flax NNX as pure functions of plain arrays, as the step uses it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -28,6 +29,14 @@ class Network:
 
     create: Callable[[jax.Array], nnx.Module]
     built_in: bool = False
+
+    @functools.cached_property
+    def shapes(self) -> nnx.Module:
+        """The module with shapes for arrays; made once, as it takes a tenth of a second."""
+        module: nnx.Module = nnx.eval_shape(
+            lambda: self.create(jax.random.key(0, impl="threefry2x32"))
+        )
+        return module
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Return the first params and statistics, as nested dictionaries by attribute name."""
@@ -67,8 +76,7 @@ class Network:
 
     def _merge(self, params: Arrays, statistics: Arrays, key: jax.Array | None) -> nnx.Module:
         """Return the module with these arrays in it."""
-        shapes = nnx.eval_shape(lambda: self.create(jax.random.key(0, impl="threefry2x32")))
-        graphdef, empty_params, random, empty_statistics = _split(shapes)
+        graphdef, empty_params, random, empty_statistics = _split(self.shapes)
         random_layers = iter(range(len(jax.tree.leaves(random))))
 
         def fresh(leaf: Any) -> jax.Array:

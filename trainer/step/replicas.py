@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from trainer.devices import DATA_AXIS, replicated
+from trainer.devices import DATA_AXIS, compile_quickly, replicated
 from trainer.errors import RunError
 from trainer.step.state import TrainState, leaf_name
 
@@ -30,7 +30,7 @@ def create_replica_check(mesh: Mesh, state: TrainState) -> Callable[[TrainState]
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     if mesh.size == 1:
         return lambda state: None
-    program = lower_replica_hashes(mesh, state).compile()
+    program = compile_quickly(lower_replica_hashes(mesh, state), mesh)
 
     def check(state: TrainState) -> None:
         found = jax.device_get(program(state))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
+from trainer import devices
 from trainer.errors import RunError
 from trainer.step.averages import NO_AVERAGES, Averages, Averaging
 from trainer.step.functional import Arrays, Network
@@ -62,7 +63,9 @@ def train_state_init(
 
 def create_train_state(init: Callable[[], TrainState], sharding: NamedSharding) -> TrainState:
     """Return the state before the first update, laid out as `sharding` says."""
-    return jax.jit(init, out_shardings=sharding)()
+    lowered = jax.jit(init, out_shardings=sharding).lower()
+    state: TrainState = devices.compile_quickly(lowered, sharding.mesh)()
+    return state
 
 
 def check_first_state(state: TrainState) -> None:
