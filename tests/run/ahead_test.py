@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.run.ahead import Ahead
+from trainer.run.ahead import Ahead, Later
 
 
 def test_results_come_in_order() -> None:
@@ -55,3 +55,29 @@ def test_closing_ends_the_threads() -> None:
     while threading.active_count() > before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_later_is_made_once_it_is_begun() -> None:
+    let_go, made = threading.Event(), []
+
+    def make() -> int:
+        let_go.wait(10)
+        made.append(threading.current_thread().name)
+        return 7
+
+    later = Later(make)
+    assert later.is_pending
+    later.begin()
+    later.begin()
+    assert later.is_pending
+    let_go.set()
+    assert [later.result(), later.result()] == [7, 7]
+    assert not later.is_pending
+    assert [name.partition("_")[0] for name in made] == ["later"]
+
+
+def test_later_keeps_the_error() -> None:
+    later = Later(lambda: 1 // 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            later.result()

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import logging
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from trainer import devices
 from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.run import loop, outputs
+from trainer.records.metrics import Records
+from trainer.run import loop, outputs, programs
 from trainer.run.describe import describe
+from trainer.run.job import Job
 from trainer.run.loop import train
 from trainer.schedules.cyclical import create_momentum_schedule, create_triangular_schedule
 from trainer.step.several_steps import choose_steps_per_call
@@ -41,6 +45,29 @@ def test_resume_of_the_cnn(config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path / "broken")
     states = [stored_state(tmp_path / name, 6) for name in ("broken", "unbroken")]
     assert_same_bits(*states)
+
+
+def test_steps_are_taken_while_the_evaluation_is_compiled(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_programs: dict
+) -> None:
+    steps_taken, compile_evaluation = threading.Event(), programs._compile_evaluation
+
+    def wait_and_compile(job: Job) -> programs.Evaluate:
+        assert steps_taken.wait(60)
+        return compile_evaluation(job)
+
+    def written(records: Records, step: int, *arguments: Any) -> None:
+        if step == 19:  # The last one before the first test.
+            steps_taken.set()
+        take(records, step, *arguments)
+
+    take = Records.train
+    monkeypatch.setattr(programs, "_compile_evaluation", wait_and_compile)
+    monkeypatch.setattr(Records, "train", written)
+    shared_programs.clear()
+    train(config, tmp_path)
+    shared_programs.clear()
+    assert [line["step"] for line in read_metrics(tmp_path, "test")] == [20, 40, 60]
 
 
 def test_records_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> None:

@@ -21,6 +21,15 @@ def test_first_state_does_not_depend_on_the_devices(model: str) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.system)])
+def test_first_state_is_that_of_a_program_compiled_for_speed(model: str) -> None:
+    tx = create_optimizer("adamw", 0.9, False, 0.1)
+    init = train_state_init(create_network(model, (28, 28, 1), 10), tx, 3)
+    quick = create_train_state(init, devices.replicated(devices.create_mesh("cpu", 1)))
+    for a, b in zip(jax.tree.leaves(quick), jax.tree.leaves(jax.jit(init)()), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 def test_seed_changes_the_parameters_and_step_is_zero() -> None:
     tx = create_optimizer("sgd", 0.9, False, 0.0)
     model = create_network("mlp", (28, 28, 1), 10)

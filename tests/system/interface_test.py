@@ -28,6 +28,26 @@ def test_import_imports_no_jax_and_lists_the_interface() -> None:
     assert "create_triangular_schedule" in done.stdout
 
 
+def test_records_import_neither_pytorch_nor_the_client_of_a_cloud(tmp_path: Path) -> None:
+    """tensorboardX would, where they are installed, and a run would begin seconds later."""
+    for name in ("torch", "boto3"):
+        (tmp_path / f"{name}.py").write_text("Tensor = None")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from etils import epath
+from trainer.records.tensorboard import TensorBoard
+from trainer.records.throughput import Throughput
+TensorBoard(epath.Path(sys.argv[1]) / "board", 0, 10, [], [], Throughput(0, 10, 1)).close()
+found = {"torch", "boto3", "google.cloud.storage"} & set(sys.modules)
+assert not found, found
+import google.cloud.storage, torch
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "board").iterdir())
+
+
 TRAIN = """
 import json, logging, sys, trainer
 logging.basicConfig()

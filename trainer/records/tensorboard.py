@@ -59,7 +59,7 @@ class TensorBoard:
           throughput: of this process.
         """
         # Imported where it is used: --notensorboard needs none of it.
-        with _without("torch"):
+        with _without("torch", "boto3", "google.cloud.storage"):
             from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -108,19 +108,19 @@ class TensorBoard:
 
 
 @contextlib.contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Let nothing import a module meanwhile, unless it has been imported already.
+def _without(*names: str) -> Iterator[None]:
+    """Let nothing import these modules meanwhile, unless they have been imported already.
 
-    tensorboardX imports PyTorch, if it is installed, for the names of types: three seconds.
+    tensorboardX imports them where they are installed, though a writer of local files uses none:
+    PyTorch takes three seconds, and the client of a cloud half a second.
     """
-    absent = module not in sys.modules
-    if absent:
-        sys.modules[module] = None  # type: ignore[assignment]
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        if absent:
-            del sys.modules[module]
+        for name in absent:
+            del sys.modules[name]
 
 
 def _prefix_after(names: Collection[str]) -> str:

@@ -60,3 +60,33 @@ class Ahead(Generic[Item, Result]):
             except StopIteration:
                 return
             self._pending.append(self._pool.submit(self._function, item))
+
+
+class Later(Generic[Result]):
+    """What a thread of its own makes, from when it is begun; whoever needs it waits for it.
+
+    Args:
+      make: called once; what it raises is raised by `result`.
+    """
+
+    def __init__(self, make: Callable[[], Result]) -> None:
+        self._make = make
+        self._made: Future[Result] | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether `result` would wait."""
+        return self._made is None or not self._made.done()
+
+    def begin(self) -> None:
+        """Let the thread begin, unless it has."""
+        if self._made is None:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="later")
+            self._made = pool.submit(self._make)
+            pool.shutdown(wait=False)
+
+    def result(self) -> Result:
+        """Return what was made, waiting for it if it is not there yet."""
+        self.begin()
+        assert self._made is not None
+        return self._made.result()

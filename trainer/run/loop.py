@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.errors import Stopped
 from trainer.processes.signals import StopRequest
 from trainer.processes.vote import StopVote
-from trainer.records.clock import DATA, STEPS, Clock
+from trainer.records.clock import COMPILATION, DATA, STEPS, Clock
 from trainer.records.timing import describe_account
 from trainer.run.config_changes import check_names
 from trainer.run.data import Data
@@ -178,6 +178,11 @@ def _take_steps(
         last = done == plan.num_steps
         testing = last or _due(done, plan.eval_every_steps)
         if testing:
+            if programs.evaluation.is_pending:
+                clock.enter(COMPILATION)
+                watchdog.progress(done, "compiling the evaluation", may_take_long=True)
+                programs.evaluation.result()
+                clock.enter(STEPS)
             watchdog.progress(done, "in an evaluation")
             outputs.testing(state)
             outputs.tested(done, programs.evaluate(state, data.test))

@@ -1,4 +1,8 @@
-"""From a job to programs, data and state on the devices; data are read while XLA compiles."""
+"""From a job to programs, data and state on the devices.
+
+Data are read while XLA compiles what the first step needs; what tests need is compiled while the
+devices train.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,6 +16,7 @@ import numpy as np
 
 from trainer import devices
 from trainer.records.clock import CHECKPOINTS, COMPILATION, DATA, START_UP, Clock
+from trainer.run.ahead import Later
 from trainer.run.data import Data, data_of, open_store_of
 from trainer.run.job import Job
 from trainer.run.resume import resumed_state
@@ -40,6 +45,7 @@ from trainer.step.exchange import WithExchange
 from trainer.step.train_step import TwoPrograms, shard_gradients
 
 TrainSteps = Callable[[TrainState, Examples, jax.Array, int], tuple[TrainState, Metrics]]
+Evaluate = Callable[[TrainState, Batches], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +57,24 @@ class Programs:
         `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
       epoch_batches: the order of the data: see `create_epoch_batches`, or for streamed examples
         `compile_epoch_on_host`.
+      evaluation: makes `evaluate`, in the background once it is begun.
       evaluate: (state, test) -> sums as in `eval_step.create_evaluate`, and under the name of each
         average that the run keeps those of the averaged parameters; it does not wait for the
-        devices.
+        devices, but for `evaluation`.
       check_replicas: see `replicas.create_replica_check`.
       audit: see `audit.create_audit`; does nothing unless the run asks for it.
     """
 
     train_steps: TrainSteps
     epoch_batches: Callable[[Any], Any]
-    evaluate: Callable[[TrainState, Batches], dict[str, Any]]
+    evaluation: Later[Evaluate]
+    evaluate: Evaluate
     check_replicas: Callable[[TrainState], None]
     audit: Audit
 
 
 def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
-    """Return the compiled programs, the data and the first state.
+    """Return the programs, of which the evaluation may still be compiled, data and first state.
 
     Args:
       job: the run.
@@ -88,19 +96,29 @@ def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
             check_first_state(state)
         clock.enter(DATA)
         data = data_of(job, opening.result(), programs.epoch_batches)
+        programs.evaluation.begin()
+        if jax.process_count() > 1:
+            # Before all of them meet: later the others would wait, and not for long.
+            clock.enter(COMPILATION)
+            programs.evaluation.result()
         clock.enter(START_UP)
         return programs, data, state
 
 
 def compile_programs(job: Job) -> Programs:
-    """Compile the programs of a run from shapes alone; no data are needed."""
+    """Compile the programs of a run from shapes alone; no data are needed.
+
+    The evaluation is compiled when it is begun.
+    """
     state = job.abstract_state
+    evaluation = Later(partial(_compile_evaluation, job))
     return Programs(
         train_steps=_compile_steps(job),
         epoch_batches=compile_epoch_on_host(job)
         if job.placement == STREAMED
         else devices.compile_quickly(create_epoch_batches(job).lower(state.step), job.mesh),
-        evaluate=_compile_evaluation(job),
+        evaluation=evaluation,
+        evaluate=lambda state, test: evaluation.result()(state, test),
         check_replicas=create_replica_check(job.mesh, state),
         audit=create_audit(_lower_audit(job), state, job.mesh)
         if _is_audited(job)
@@ -232,9 +250,7 @@ def _compile_steps(job: Job) -> TrainSteps:
     return lambda state, train, batches, count: program(state, train, batches, counts[count])
 
 
-def _compile_evaluation(
-    job: Job,
-) -> Callable[[TrainState, Batches], dict[str, Any]]:
+def _compile_evaluation(job: Job) -> Evaluate:
     """Return the compiled function that tests the parameters, and their averages if any."""
     state, test = job.abstract_state, abstract_test(job.source, job.placement, job.mesh)
     evaluate = create_evaluate(

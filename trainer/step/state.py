@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from trainer import devices
 from trainer.errors import RunError
@@ -63,6 +63,7 @@ def train_state_init(
 
 def create_train_state(init: Callable[[], TrainState], sharding: NamedSharding) -> TrainState:
     """Return the state before the first update, laid out as `sharding` says."""
+    assert isinstance(sharding.mesh, Mesh)
     lowered = jax.jit(init, out_shardings=sharding).lower()
     state: TrainState = devices.compile_quickly(lowered, sharding.mesh)()
     return state
