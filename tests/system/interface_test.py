@@ -29,7 +29,7 @@ def test_import_imports_no_jax_and_lists_the_interface() -> None:
 
 
 def test_records_import_neither_pytorch_nor_the_client_of_a_cloud(tmp_path: Path) -> None:
-    """tensorboardX would, where they are installed, and a run would begin seconds later."""
+    """Its library would, where they are installed, and a run would begin seconds later."""
     for name in ("torch", "boto3"):
         (tmp_path / f"{name}.py").write_text("Tensor = None")
     code = """
