@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and MNIST prepared once for all of them."""
 
 import dataclasses
+import gc
 import logging
 import os
 import pathlib
@@ -27,6 +28,8 @@ from trainer.run.loop import train  # noqa: E402
 pytest.register_assert_rewrite("tests.helpers")
 from tests.helpers import save_first, with_data_dir  # noqa: E402
 
+# As in `trainer.__main__`: what jax and pytest keep would be looked through again and again.
+gc.set_threshold(100_000)
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
 # A shape that broadcasts by accident is a bug.

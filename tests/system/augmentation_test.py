@@ -41,6 +41,7 @@ def flags(request: pytest.FixtureRequest, tmp_path: Path, mnist: Dataset) -> tup
 QUIET = ("--noreport", "--notensorboard", "--model=mlp", "--num_steps=60", "--num_cpu_devices=8")
 
 
+@pytest.mark.slow
 def test_the_proof_of_the_resume_with_the_cnn(trainer: Callable, flags: tuple[str, ...]) -> None:
     """Stops on 1, 2 and 8 devices: every parameter and every record of the unbroken run."""
     done = trainer("verify_resume", *flags, "--devices=1,2,8", "--num_steps=7")

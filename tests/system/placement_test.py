@@ -21,6 +21,8 @@ from trainer.run.loop import train
 pytestmark = pytest.mark.system
 
 PLACEMENTS = ("replicated", "sharded", "streamed")
+# All other tests of two processes and of kills have replicated examples.
+QUICK_PLACEMENTS = (pytest.param("replicated", marks=pytest.mark.slow), *PLACEMENTS[1:])
 FLAGS = (
     *("--model=mlp", "--batch_size=1000", "--steps_per_cycle=7", "--reduction=tree"),
     *("--checkpoint_every_steps=10", "--noreport", "--notensorboard"),
@@ -48,7 +50,7 @@ def reference(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
     return workdir
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", QUICK_PLACEMENTS)
 def test_two_processes(
     start_one_of, reference: pathlib.Path, tmp_path: pathlib.Path, placement: str
 ) -> None:
@@ -62,7 +64,7 @@ def test_two_processes(
     assert_same_run(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", QUICK_PLACEMENTS)
 def test_killed_and_resumed(
     start, trainer, reference: pathlib.Path, tmp_path: pathlib.Path, placement: str
 ) -> None:

@@ -191,7 +191,13 @@ def test_two_tasks_find_each_other(job) -> None:
 NUM_STEPS = 300
 
 
-@pytest.mark.parametrize("command", [("scontrol", "requeue"), ("scancel", "--signal=USR1")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("scancel", "--signal=USR1"),
+        pytest.param(("scontrol", "requeue"), marks=pytest.mark.slow),
+    ],
+)
 def test_resumes_after(job, command: tuple[str, ...]) -> None:
     """Requeued by Slurm, as a preemption does it; and by the script, as ahead of the time limit."""
     flags = ("--checkpoint_every_steps=100000", "--eval_every_steps=1000")
