@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks [CASE ...] [--rounds=N] [--json=FILE] [...]
 
-Without a case: all of them (about 25 minutes on 2 cores). `gpu` is the set for a machine with one
-or more GPUs, in under ten minutes. The peers in PyTorch need the extra: pip install -e '.[bench]'.
-Every side runs in a process of its own; sides take turns, so that the machine's mood hits all.
+Without a case: the table of docs/benchmarks.md, `images` and `start`, in under ten minutes. `all`
+is every case, and `gpu` the set for a machine with one or more GPUs, in under ten minutes. The
+peers in PyTorch need the extra: pip install -e '.[bench]'. Every side runs in a process of its
+own; sides take turns, so that the machine's mood hits all.
 """
 
 import argparse
@@ -22,6 +23,10 @@ import numpy as np
 from tests.benchmarks.cases import CASES, Case, Settings
 from tests.benchmarks.results import Table, describe_run, gpus
 
+_TABLE = {
+    "images": dataclasses.replace(CASES["images"], rounds=5),
+    "start": dataclasses.replace(CASES["start"], rounds=2),
+}
 _GPU_SET = {
     "images": dataclasses.replace(CASES["images"], rounds=5, batch_sizes=(128, 4096)),
     "bits": dataclasses.replace(CASES["bits"], rounds=10),
@@ -33,6 +38,7 @@ _GPU_SET = {
     "guards": dataclasses.replace(CASES["guards"], rounds=3),
     "host": dataclasses.replace(CASES["host"], rounds=1),
 }
+_SETS: dict[str, dict[str, Case]] = {"all": CASES, "gpu": _GPU_SET}
 
 
 def main() -> int:
@@ -40,9 +46,9 @@ def main() -> int:
     arguments = _parse()
     found_gpus = gpus()
     platform = arguments.platform or ("gpu" if found_gpus else "cpu")
-    chosen: dict[str, Case] = {}
-    for name in arguments.cases or CASES:
-        chosen |= _GPU_SET if name == "gpu" else {name: CASES[name]}
+    chosen: dict[str, Case] = {} if arguments.cases else _TABLE
+    for name in arguments.cases:
+        chosen |= _SETS.get(name) or {name: CASES[name]}
     report = describe_run()
     print("\n".join(f"{name:13}{value}" for name, value in report.items()), flush=True)
     report |= {"arguments": sys.argv[1:], "platform": platform, "cases": {}, "failed": []}
@@ -105,9 +111,9 @@ def _parse() -> argparse.Namespace:
         description=(__doc__ or "").splitlines()[0],
         epilog="cases: "
         + "; ".join(f"{name}: {case.run.__doc__}" for name, case in CASES.items())
-        + "; gpu: all that makes sense on GPUs, in under ten minutes",
+        + "; all: every case; gpu: all that makes sense on GPUs, in under ten minutes",
     )
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES, "gpu"], metavar="CASE")
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES, *_SETS], metavar="CASE")
     parser.add_argument("--rounds", type=int, help="turns of each side (default: by case)")
     parser.add_argument(
         "--turn_seconds", type=float, default=1.0, help="about how long a turn takes"

@@ -115,6 +115,19 @@ def reduction(settings: Settings) -> Iterator[Table]:
             yield _rates(f"batch {batch_size}, {form}", sides, settings, batch_size)
 
 
+def default(settings: Settings) -> Iterator[Table]:
+    """Images a second of what the trainer chooses on a CPU, against what could be chosen."""
+    if settings.platform != "cpu":
+        return
+    for batch_size in settings.batch_sizes:
+        sides = [_ours(settings, "the default", batch_size=batch_size)]
+        for count in (1, 2):
+            for form in ("tree", "allreduce"):
+                given = {"reduction": form, "num_cpu_devices": count, "batch_size": batch_size}
+                sides.append(_ours(settings, f"{count} device{'s' * (count > 1)}, {form}", **given))
+        yield _rates(f"batch {batch_size}", sides, settings, batch_size)
+
+
 def placement(settings: Settings) -> Iterator[Table]:
     """Images a second by where the examples lie: streamed, and shared by several devices."""
     limit = settings.num_gpus if settings.platform == "gpu" else 8
@@ -479,6 +492,7 @@ CASES = {
     "bits": Case(bits, 4),
     "seeds": Case(seeds, 3),
     "start": Case(start, 3),
+    "default": Case(default, 7, (32, 64, 128, 512)),
     "reduction": Case(reduction, 7, (64, 128)),
     "placement": Case(placement, 7, (128,)),
     "checkpoints": Case(checkpoints, 10),
