@@ -455,3 +455,17 @@ def test_counts_must_match_and_gzip_must_be_whole():
         idx.parse_split(images, gzip.compress(idx_file()), "train")
     with pytest.raises(ValueError, match="train images: damaged gzip data"):
         idx.parse_split(images[:-9], gzip.compress(idx_file()), "train")
+
+
+@pytest.mark.parametrize("split", ["train", "test[600:900]+train[30:90]+train[:5]", "train[-7:]"])
+def test_records_in_a_row_are_those_that_are_read_one_by_one(data_dir, split):
+    """In a row they come straight from the files, else by the look-up of TFDS."""
+    builder = datasets.open_dataset("mnist", str(data_dir)).builder
+    reader = decode.SplitReader(builder, split)
+    count = min(len(reader), 1000)
+    for start in (0, 2, count - 5):
+        row = list(range(start, count))
+        images, labels = reader.read(row)
+        others = reader.read(row[::-1])
+        np.testing.assert_array_equal(images, others[0][::-1])
+        np.testing.assert_array_equal(labels, others[1][::-1])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 
 from trainer.datasets.pictures import resize
 from trainer.errors import UsageError
@@ -32,6 +33,7 @@ class SplitReader:
         image_size: tuple[int, int] | None = None,
     ) -> None:
         self._features = builder.info.features
+        self._files = builder.info.splits[split].file_instructions
         self._image_size = image_size
         self._source = builder.as_data_source(
             split,
@@ -57,11 +59,27 @@ class SplitReader:
           IndexError: there is no such example.
           Exception: whatever array_record and TFDS raise on damaged files.
         """
-        records = self._source.__getitems__(indices)
+        first, last = indices[0], indices[-1] + 1
+        if indices == list(range(first, last)):
+            records = self._read_run(first, last)
+        else:
+            records = self._source.__getitems__(indices)
         arrays = _decode_together(records, self._features) if not self._image_size else None
         images, labels = arrays or _decode_one_by_one(records, self._features, self._image_size)
         # Grey images may come without an axis for it.
         return images.reshape(*images.shape[:3], -1), labels
+
+    def _read_run(self, start: int, stop: int) -> list[bytes]:
+        """Reads records that follow each other: so TFDS's look-up of each of them is spared."""
+        records: list[bytes] = []
+        for file in self._files:
+            first, last = max(start, 0), min(stop, file.take)
+            if first < last:
+                reader = ArrayRecordReader(file.filename)
+                records += reader.read(file.skip + first, file.skip + last)
+                reader.close()
+            start, stop = start - file.take, stop - file.take
+        return records
 
 
 def _decode_one_by_one(
