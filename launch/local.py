@@ -73,8 +73,8 @@ def _parse_arguments() -> argparse.Namespace:
         type=_number(minimum=0),
         default=0,
         help="after a failure start all again from the last checkpoint, up to so many times "
-        "(not after status 0, 1 or 75, nor after a signal to the launcher, nor when it failed three "
-        "times in a row with the same message and from the same step); default 0",
+        "(not after status 0, 1 or 75, nor after a signal to the launcher, nor when it failed with "
+        "the same message, and from the same step, three times in a row); default 0",
     )
     parser.add_argument(
         "--gpus",

@@ -30,7 +30,7 @@ PORT = 5555
 NAMED = 30
 RUN = ("--workdir=run", "--model=mlp", "--num_cpu_devices=1", "--steps_per_cycle=14", "--noreport")
 LONG = (*RUN, "--num_steps=1500", "--checkpoint_every_steps=20")
-SHORT = (*RUN, "--num_steps=8")
+SHORT = (*RUN, "--num_steps=4")
 
 
 def ip(*words: str) -> None:
@@ -165,7 +165,7 @@ def test_messages_that_take_200_ms(
         pair.train(*SHORT)
         seconds = time.monotonic() - began
         cable.kill()
-    assert seconds > 8 * 0.4  # Each step exchanges twice at least.
+    assert seconds > 4 * 0.4  # Each step exchanges twice at least.
     alone = trained_alone(SHORT, data_dir, tmp_path_factory.mktemp("alone"))
     assert_same_run(tmp_path / "run", alone)
 
@@ -177,8 +177,9 @@ def test_a_cable_is_pulled(hosts: Callable, tmp_path: Path, unbroken: Path) -> N
     ip("-n", LAN, "link", "set", "port1", "down")
     errors = [process.communicate(timeout=NAMED)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
-    assert "error: process 1 on trainer-test-1 died or cannot be reached" in errors[0]
-    assert "error: process 0 at 10.77.9.1:5555 died or cannot be reached" in errors[1]
+    for error, other in zip(errors, ("1 on trainer-test-1", "0 at 10.77.9.1:5555"), strict=True):
+        assert f"error: process {other} " in error
+        assert " cannot be reached; the same command resumes from the newest" in error
     ip("-n", LAN, "link", "set", "port1", "up")
     pair.train(*LONG)
     assert_same_run(tmp_path / "run", unbroken)
