@@ -44,14 +44,17 @@ def test_progress_is_none(hangs: list[str]) -> None:
     assert not hangs
 
 
-def test_a_save_that_computes_is_none_and_one_that_sleeps_is(hangs: list[str]) -> None:
+@pytest.mark.parametrize("what", ["starting", "in a save"])
+def test_what_computes_is_none_and_what_sleeps_is(hangs: list[str], what: str) -> None:
     with processes.Watchdog(0.5) as dog:
-        dog.progress(5, "in a save", may_take_long=True)
+        if what != "starting":
+            dog.progress(5, what, may_take_long=True)
         started = time.monotonic()
         while time.monotonic() - started < 1.5:
             sum(range(1000))
         assert not hangs
         assert wait(lambda: hangs, 20)
+    assert f", {what}; where all threads were" in hangs[0]
 
 
 def test_a_step_that_waits_busily_is(hangs: list[str]) -> None:

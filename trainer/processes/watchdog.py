@@ -38,7 +38,8 @@ class Watchdog:
           hang_seconds: without progress after which the run ends, or 0 for no watch.
         """
         self._hang_seconds = hang_seconds
-        self._step, self._what, self._may_take_long = 0, "starting", False
+        # It imports and opens what it writes to, before the first step.
+        self._step, self._what, self._may_take_long = 0, "starting", True
         self._idle = 0.0
         self._last_work = _work()
         self._closing = threading.Event()
