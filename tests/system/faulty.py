@@ -40,7 +40,7 @@ class Network(networks.MLP):
 def _factor() -> np.float32:
     """Do what the file says; return 1 unless that is to compute wrongly."""
     if (_FOLDER / "slow").exists():
-        time.sleep(0.005)
+        time.sleep(0.03)
     _hang_if_asked(STEP)
     if _fault() == FAIL:
         raise RuntimeError("a fault that was asked for")

@@ -107,10 +107,10 @@ def test_failures_of_all_kinds_leave_no_trace(
     save_first(mnist, tmp_path / "small.npz", 2560, 500)
     flags = (
         *(f"--model={ROOT}/tests/system/faulty.py:Network", "--dataset=small.npz"),
-        *("--data_dir=.", f"--num_steps={100 * failures}", "--steps_per_cycle=7"),
+        *("--data_dir=.", f"--num_steps={60 * failures}", "--steps_per_cycle=7"),
         *("--num_cpu_devices=2", "--gradient_shards=4", "--notensorboard", "--noreport"),
-        *("--checkpoint_every_steps=5", "--audit_every_steps=5", "--hang_seconds=10"),
     )
+    guards = ("--checkpoint_every_steps=5", "--audit_every_steps=5", "--hang_seconds=10")
     nowhere = {"TRAINER_TEST_FAULTS": str(tmp_path / "nowhere")}
     unbroken = trainer(*flags, "--workdir=unbroken", env=trainer_environment() | nowhere)
     assert unbroken.returncode == 0, unbroken.stderr
@@ -119,9 +119,10 @@ def test_failures_of_all_kinds_leave_no_trace(
     rng = random.Random(failures)
     rng.shuffle(kinds)
     (tmp_path / "slow").touch()
-    storm, began = run(failures, (*flags, "--num_cpu_devices=1", "--workdir=broken")), time.time()
+    began = time.time()
+    storm = run(failures, (*flags, *guards, "--num_cpu_devices=1", "--workdir=broken"))
     for kind in kinds:
-        time.sleep(rng.uniform(0.5, 8 if failures < 10 else 15))
+        time.sleep(rng.uniform(0.5, 8 if failures < 10 else 20))
         storm.wait(lambda: len(children(storm.process.pid)) == 2)
         victim, since = rng.randrange(2), time.time()
         said = storm.strike(kind, victim)
