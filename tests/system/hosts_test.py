@@ -22,7 +22,7 @@ from tests.helpers import (
     wait_for_step,
 )
 
-pytestmark = [pytest.mark.system, pytest.mark.slow]  # Some wait for time-outs of half a minute.
+pytestmark = pytest.mark.system
 
 LAN = "trainer-test-lan"
 PORT = 5555
@@ -140,6 +140,7 @@ def unbroken(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_alone(LONG, data_dir, tmp_path_factory.mktemp("unbroken"))
 
 
+@pytest.mark.slow
 def test_four_hosts_train(
     hosts: Callable, data_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -149,6 +150,7 @@ def test_four_hosts_train(
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_messages_that_take_200_ms(
     hosts: Callable, data_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -170,6 +172,7 @@ def test_messages_that_take_200_ms(
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_cable_is_pulled(hosts: Callable, tmp_path: Path, unbroken: Path) -> None:
     pair = hosts(2)
     processes = pair.start(*LONG)
@@ -185,6 +188,7 @@ def test_a_cable_is_pulled(hosts: Callable, tmp_path: Path, unbroken: Path) -> N
     assert_same_run(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_host_is_frozen_and_comes_back(
     hosts: Callable, tmp_path: Path, unbroken: Path, victim: int
