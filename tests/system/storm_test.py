@@ -1,5 +1,6 @@
 """One run against failures of all kinds, at random moments: it ends as if there had been none."""
 
+import contextlib
 import os
 import random
 import re
@@ -52,14 +53,27 @@ class Run:
         """What it has said so far."""
         return self._err.read_text()
 
+    def _pids(self) -> dict[int, int]:
+        """The processes that run, by their number."""
+        pids = {}
+        for pid in children(self.process.pid):
+            with contextlib.suppress(OSError):  # It has just ended.
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                pids |= {i: pid for i in range(2) if f"--process_id={i}" in words}
+        return pids
+
+    def wait_for_both(self) -> None:
+        """Wait until both processes have been started."""
+        self.wait(lambda: len(self._pids()) == 2)
+
     def strike(self, kind: str, victim: int) -> str:
         """Let a process fail, and wait until it is started again; what was said meanwhile."""
         before = self.err().count("[launch] restart ")
-        fault, pids = self._folder / f"fault{victim}", children(self.process.pid)
+        fault, pid = self._folder / f"fault{victim}", self._pids()[victim]
         if kind in ("kill", "stop"):
-            os.kill(pids[victim], signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+            os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
         elif kind == "full disk":  # Larger files fail.
-            resource.prlimit(pids[victim], resource.RLIMIT_FSIZE, (1000, 1000))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1000, 1000))
         else:
             fault.write_text(kind)
         self.wait(lambda: self.err().count("[launch] restart ") > before)
@@ -123,7 +137,7 @@ def test_failures_of_all_kinds_leave_no_trace(
     storm = run(failures, (*flags, *guards, "--num_cpu_devices=1", "--workdir=broken"))
     for kind in kinds:
         time.sleep(rng.uniform(0.5, 8 if failures < 10 else 20))
-        storm.wait(lambda: len(children(storm.process.pid)) == 2)
+        storm.wait_for_both()
         # Only process 0 writes.
         victim, since = rng.randrange(2) if kind != "full disk" else 0, time.time()
         said = storm.strike(kind, victim)
