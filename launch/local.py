@@ -24,8 +24,10 @@ EXIT_DONE, EXIT_USAGE, EXIT_STOPPED = 0, 1, 75  # The trainer's, see its --help.
 # its foreground group reaches this launcher only, and so every process exactly once.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
-# The same failure so many times in a row is no accident.
+# The same failure so many times in a row, and no step gained in between, is no accident.
 _SAME_FAILURES = 3
+# Of the trainer's line that says where it resumes.
+_RESUMING = b"resuming at step "
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -72,7 +74,7 @@ def _parse_arguments() -> argparse.Namespace:
         default=0,
         help="after a failure start all again from the last checkpoint, up to so many times "
         "(not after status 0, 1 or 75, nor after a signal to the launcher, nor when it failed with "
-        "the same message, at the same step, three times in a row); default 0",
+        "the same message, and from the same step, three times in a row); default 0",
     )
     parser.add_argument(
         "--gpus",
@@ -168,6 +170,7 @@ class Launcher:
         self._grace = grace
         self._processes: list[Process] = []
         self._last_lines: dict[int, bytes] = {}
+        self._resumed = b""
         self._failed_first = -1  # No process.
         self.received: list[signal.Signals] = []
 
@@ -184,16 +187,20 @@ class Launcher:
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 loop.add_signal_handler(number, self._hand_on, number)
-        failures: list[bytes] = []
+        failures: list[tuple[bytes, bytes]] = []
         for restart in range(max_restarts + 1):
             if restart:
                 _say(f"restart {restart} of {max_restarts}, from the last checkpoint")
             status = await self._run_once()
             if status in (EXIT_DONE, EXIT_USAGE, EXIT_STOPPED) or self.received:
                 break
-            failures.append(self._last_lines.get(self._failed_first, b""))
-            if failures[-1] and failures[-_SAME_FAILURES:] == [failures[-1]] * _SAME_FAILURES:
-                _say(f"failed {_SAME_FAILURES} times in the same way: not started again")
+            said = self._last_lines.get(self._failed_first, b"")
+            failures.append((said, self._resumed))
+            if said and failures[-_SAME_FAILURES:] == [failures[-1]] * _SAME_FAILURES:
+                _say(
+                    f"failed {_SAME_FAILURES} times in the same way and from the same step: "
+                    "not started again"
+                )
                 break
         else:
             if max_restarts:
@@ -205,13 +212,14 @@ class Launcher:
     async def _run_once(self) -> int:
         """Start all processes, wait for all, and return the status that they amount to."""
         coordinator = f"127.0.0.1:{_free_port()}"  # Another one each time: the last may linger.
-        self._processes, self._last_lines, self._failed_first = [], {}, -1
+        self._processes, self._failed_first = [], -1
+        self._last_lines, self._resumed = {}, b""
         relays = []
         for i in range(len(self._commands)):
             process = await self._start(i, coordinator)
             relays += [
                 asyncio.create_task(_relay(process.stdout, sys.stdout.buffer, i)),
-                asyncio.create_task(_relay(process.stderr, sys.stderr.buffer, i, self._last_lines)),
+                asyncio.create_task(_relay(process.stderr, sys.stderr.buffer, i, self._hear)),
             ]
         status = await self._wait()
         # What a process has written is read to its end; unless it left children that hold it open.
@@ -243,6 +251,11 @@ class Launcher:
         for number in self.received:  # It came while the processes were being started.
             _send(process, number)
         return process
+
+    def _hear(self, i: int, lines: list[bytes]) -> None:
+        """Remember what process i said last on standard error, and where the run resumes."""
+        self._last_lines[i] = lines[-1]
+        self._resumed = next((line for line in lines if _RESUMING in line), self._resumed)
 
     def _hand_on(self, number: signal.Signals) -> None:
         """Give a signal that came to the launcher to every process, once."""
@@ -303,15 +316,15 @@ async def _relay(
     stream: asyncio.StreamReader | None,
     out: BinaryIO,
     i: int,
-    last_lines: dict[int, bytes] | None = None,
+    hear: Callable[[int, list[bytes]], None] = lambda i, lines: None,
 ) -> None:
-    """Copy a stream line by line, with the number of its process in front; keep the last line."""
+    """Copy a stream line by line, with the number of its process in front; let `hear` hear them."""
     assert stream is not None
     prefix, rest = f"[{i}] ".encode(), b""
     while chunk := await stream.read(1 << 16):
         *lines, rest = (rest + chunk).split(b"\n")
-        if lines and last_lines is not None:
-            last_lines[i] = lines[-1]
+        if lines:
+            hear(i, lines)
         _write(out, b"".join(prefix + line + b"\n" for line in lines))
     if rest:
         _write(out, prefix + rest + b"\n")

@@ -1,5 +1,6 @@
 """What tests of several rooms share: states, records, and the trainer as a process."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -175,6 +176,17 @@ def one_of(index: int, count: int, port: int) -> tuple[str, ...]:
     """The flags of one of several processes on this machine."""
     address = f"--coordinator_address=127.0.0.1:{port}"
     return address, f"--num_processes={count}", f"--process_id={index}"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            # pid (name) state parent ...
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return sorted(found)
 
 
 def free_port() -> int:

@@ -429,6 +429,30 @@ def guards(settings: Settings) -> Iterator[Table]:
             share = statistics.median(found.values) / (500 * step)
             found.note = f"{100 * share:.3f} % of 500 steps"
             yield Table("one guard, once a checkpoint", "ms", False, [found])
+    yield from _audits(settings)
+
+
+def _audits(settings: Settings) -> Iterator[Table]:
+    """What an audit every 100 steps costs; one device has no neighbour that could audit it."""
+    if settings.platform == "gpu" and settings.num_gpus < 2:
+        return
+    steps, made = 100, {"num_devices": 2, "audit_every_steps": 100}
+    if settings.platform == "cpu":
+        made["num_cpu_devices"] = 2
+    with _ours(settings, **made).start(settings) as worker:
+        title = f"{steps} steps of batch 128 on 2 devices, without and with an audit"
+        table = Table(title, "ms a step", more_is_better=False)
+        table.results = [Result("without", []), Result("with one", [])]
+        turns = {
+            name: lambda audit=audit: 1000 * worker.call("turn", count=steps, audit=audit) / steps
+            for name, audit in (("without", False), ("with one", True))
+        }
+        for turn in turns.values():
+            turn()
+        _take_turns(table, turns, settings.rounds)
+        lead = table.lead(table.results[1])
+        table.results[1].note = f"{100 * (lead - 1):+.1f} %" if lead else ""
+    yield table
 
 
 def memory(settings: Settings) -> Iterator[Table]:

@@ -46,13 +46,16 @@ class Training:
         text = f"{devices.describe(self._job.mesh)}, {config.reduction}"
         return text if config.steps_per_call == 1 else f"{text}, {config.steps_per_call} a call"
 
-    def turn(self, count: int, records: bool = True, checks: bool = False) -> float:
+    def turn(
+        self, count: int, records: bool = True, checks: bool = False, audit: bool = False
+    ) -> float:
         """Return the seconds of some steps of the loop, without tests and checkpoints.
 
         Args:
           count: steps.
           records: write metrics.jsonl and look for losses that are not finite, as the loop does.
           checks: compare the replicas after every step.
+          audit: audit the gradient after the last step, as the loop does every so many.
         """
         jax.block_until_ready(self._state)
         begin = time.perf_counter()
@@ -61,6 +64,8 @@ class Training:
             self._call(1 if checks else last - self._done, records)
             if checks:
                 self._programs.check_replicas(self._state)
+        if audit:
+            self._programs.audit(self._state, *self._rows)
         jax.block_until_ready(self._state)
         return time.perf_counter() - begin
 

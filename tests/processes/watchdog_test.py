@@ -1,11 +1,14 @@
 """What is a hang, and what only takes long."""
 
+import threading
 import time
 from collections.abc import Callable
 
+import jax
+import numpy as np
 import pytest
 
-from trainer import processes
+from trainer import devices, processes
 from trainer.processes import link, watchdog
 
 
@@ -41,14 +44,17 @@ def test_progress_is_none(hangs: list[str]) -> None:
     assert not hangs
 
 
-def test_a_save_that_computes_is_none_and_one_that_sleeps_is(hangs: list[str]) -> None:
+@pytest.mark.parametrize("what", ["starting", "in a save"])
+def test_what_computes_is_none_and_what_sleeps_is(hangs: list[str], what: str) -> None:
     with processes.Watchdog(0.5) as dog:
-        dog.progress(5, "in a save", may_take_long=True)
+        if what != "starting":
+            dog.progress(5, what, may_take_long=True)
         started = time.monotonic()
         while time.monotonic() - started < 1.5:
             sum(range(1000))
         assert not hangs
         assert wait(lambda: hangs, 20)
+    assert f", {what}; where all threads were" in hangs[0]
 
 
 def test_a_step_that_waits_busily_is(hangs: list[str]) -> None:
@@ -69,6 +75,10 @@ def test_zero_watches_nothing(hangs: list[str]) -> None:
         ({"process 1 on b": [400, "in a save", 9.0]}, "process 1 on b is behind, at step 400"),
         ({"process 1 on b": [420, "in a step", 9.0]}, "this process is behind, at step 412"),
         ({"process 1 on b": [412, "in a step", 99.0]}, "process 1 on b is behind, at step 412"),
+        (
+            {"process 1 on b": [420, watchdog._IN_CALLBACK, 9.0]},
+            "process 1 on b is behind, at step 420, in a callback of its devices; this process at",
+        ),
         ({"process 1 on b": [400, "in a save", 0.0]}, None),  # It writes.
         ({"process 1 on b": None}, None),  # It compiles.
     ],
@@ -83,3 +93,31 @@ def test_the_one_behind_is_named(
     dog._idle = 9.0
     dog._judge()
     assert hangs == [] if behind is None else behind in hangs[0]
+
+
+def test_devices_in_a_callback_are_told_from_those_that_wait() -> None:
+    """A callback is Python in a thread of XLA; those of a single device may run in the caller's."""
+    asleep, leave = threading.Event(), threading.Event()
+
+    def sleep() -> np.float32:
+        asleep.set()
+        leave.wait(20)
+        return np.float32(1)
+
+    def multiply(x: jax.Array) -> jax.Array:
+        return x * jax.pure_callback(sleep, jax.ShapeDtypeStruct((), np.float32))
+
+    mesh = devices.create_mesh("cpu", 2)
+    spec = jax.sharding.PartitionSpec("data")
+    program = jax.jit(
+        jax.shard_map(multiply, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    )
+    dog = processes.Watchdog(5)
+    dog.progress(5, "in a step")
+    result = program(jax.device_put(np.ones(2, np.float32), devices.sharded(mesh)))
+    assert asleep.wait(20)
+    during = dog._report()
+    leave.set()
+    result.block_until_ready()
+    assert during == [5, "in a callback of its devices", 0.0]
+    assert wait(lambda: dog._report() == [5, "in a step", 0.0], 20)

@@ -28,7 +28,11 @@ pytestmark = pytest.mark.system
 
 @pytest.mark.parametrize(
     ("kilobytes", "message"),
-    [(300, "a checkpoint could not be written to"), (4, "metrics.jsonl could not be written")],
+    [
+        (300, "a checkpoint could not be written to"),
+        (4, "metrics.jsonl could not be written"),
+        (1, "config.json could not be written"),
+    ],
 )
 def test_a_file_that_cannot_be_written_ends_the_run(
     trainer: Callable, data_dir: Path, tmp_path: Path, kilobytes: int, message: str

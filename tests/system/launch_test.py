@@ -1,6 +1,5 @@
 """Launchers, with real processes and real signals; the trainer is mostly a small stand-in."""
 
-import contextlib
 import itertools
 import os
 import random
@@ -14,12 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import QUICK, ROOT, trainer_environment, wait_for_checkpoint, wait_until
+from tests.helpers import (
+    QUICK,
+    ROOT,
+    children,
+    trainer_environment,
+    wait_for_checkpoint,
+    wait_until,
+)
 from trainer.commands import inspection
 
 pytestmark = pytest.mark.system
 
 LOCAL = ROOT / "launch" / "local.py"
+
+GAVE_UP = "[launch] failed 3 times in the same way and from the same step: not started again"
 
 STAND_IN = """
 import os, signal, sys, time
@@ -316,7 +324,21 @@ def test_the_same_failure_is_not_repeated_for_ever(local) -> None:
     status, _, err = local(lines, "-n", "1", "--gpus=none", "--max_restarts=50").end()
     assert status == 2
     assert err.count("[launch] restart") == 5
-    assert err.splitlines()[-1] == "[launch] failed 3 times in the same way: not started again"
+    assert err.splitlines()[-1] == GAVE_UP
+
+
+def test_the_same_failure_further_on_is_another(local) -> None:
+    """A disk that is full now and then: the message names no step, but the run gets on."""
+    lines = """
+    count = len(Path(f"started{i}").read_text().splitlines())
+    say(f"start     resuming at step {min(count, 4) * 100}: epoch 1, cycle 1")
+    say("error: a checkpoint could not be written")
+    sys.exit(2)
+    """
+    status, _, err = local(lines, "-n", "1", "--gpus=none", "--max_restarts=50").end()
+    assert status == 2
+    assert err.count("[launch] restart") == 5
+    assert err.splitlines()[-1] == GAVE_UP
 
 
 @pytest.mark.parametrize("status", [0, 1, 75])
@@ -387,17 +409,6 @@ def real(tmp_path: Path, data_dir: Path):
     for process in processes:
         process.kill()
         process.wait()
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # It has just ended.
-            # pid (name) state parent ...
-            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return sorted(found)
 
 
 def test_ctrl_c_stops_the_real_trainer(real, tmp_path: Path) -> None:

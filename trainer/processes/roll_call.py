@@ -220,11 +220,12 @@ def _listen(cluster: Cluster) -> socket.socket:
 
 def _report(cluster: Cluster, settings: dict[str, Any]) -> list[Connection]:
     """Report to process 0 and wait until all have; return the connection to it."""
-    start, said = time.monotonic(), False
+    start, said, reason = time.monotonic(), False, "no answer"
     while (now := time.monotonic()) < start + _ROLL_CALL_SECONDS:
         if not said and now > start + _PATIENCE_SECONDS:
             said = True
-            logger.info("waiting for process 0 at %s%s", cluster.coordinator_address, cluster.hint)
+            address, hint = cluster.coordinator_address, cluster.hint
+            logger.info("waiting for process 0 at %s (%s)%s", address, reason, hint)
         try:
             connection = Connection(socket.create_connection((cluster.host, cluster.port), 5.0))
         except OSError as error:

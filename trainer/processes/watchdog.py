@@ -2,10 +2,12 @@
 
 Every process counts the seconds since its last progress and sends them to process 0 with its signs
 of life (link.py). Processes that train together wait for each other, so a run hangs if none of them
-makes progress; the one behind is then the one that the others wait for.
+makes progress; the one behind is then the one that the others wait for. Steps are dispatched ahead
+of the devices, though: a process whose devices are in a callback is behind whatever its step.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from trainer.processes import link
 _LOOK_SECONDS = 1.0
 _BUSY_SHARE = 0.05
 _BUSY_BYTES = 1 << 16
+
+_IN_CALLBACK = "in a callback of its devices"
 
 
 class Watchdog:
@@ -34,7 +38,8 @@ class Watchdog:
           hang_seconds: without progress after which the run ends, or 0 for no watch.
         """
         self._hang_seconds = hang_seconds
-        self._step, self._what, self._may_take_long = 0, "starting", False
+        # It imports and opens what it writes to, before the first step.
+        self._step, self._what, self._may_take_long = 0, "starting", True
         self._idle = 0.0
         self._last_work = _work()
         self._closing = threading.Event()
@@ -71,7 +76,7 @@ class Watchdog:
 
     def _report(self) -> list[Any]:
         """Return what process 0 is sent."""
-        return [self._step, self._what, self._idle]
+        return [self._step, _IN_CALLBACK if _in_callback() else self._what, self._idle]
 
     def _watch(self) -> None:
         """Count the seconds without progress; in process 0, decide on those of all."""
@@ -97,7 +102,12 @@ class Watchdog:
             or min(idle for *_, idle in known.values()) < self._hang_seconds
         ):
             return
-        behind = min(known, key=lambda name: (known[name][0], -known[name][2]))
+
+        def place(name: str) -> tuple[bool, int, float]:
+            step, what, idle = known[name]
+            return what != _IN_CALLBACK, step, -idle
+
+        behind = min(known, key=place)
         step, what, _ = known.pop(behind)
         others = "".join(
             f"; {name} at step {state[0]}, {state[1]}" for name, state in known.items()
@@ -107,6 +117,17 @@ class Watchdog:
             f"{others}; where all threads were stands above. The same command resumes from the "
             "newest checkpoint; if this was no hang, give a larger --hang_seconds"
         )
+
+
+def _in_callback() -> bool:
+    """Return whether a thread that Python did not start, so one of a device, runs Python now."""
+    own = {
+        thread.ident
+        for thread in threading.enumerate()
+        # What Python calls a thread of others that has asked which one it is.
+        if not isinstance(thread, threading._DummyThread)
+    }
+    return not sys._current_frames().keys() <= own
 
 
 def _work() -> tuple[float, int]:

@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import errno
 import math
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -23,14 +21,11 @@ from trainer.records.timing import Timing
 from trainer.schedules import Plan
 from trainer.step import Metrics, mean_metrics
 from trainer.workdir.files import METRICS_FILE, TIMING_FILE
-from trainer.workdir.storage import LocalFiles, remedy
+from trainer.workdir.storage import LocalFiles, surfacing
 
 # The host reads the metrics of a call this many calls late, several calls in one transfer. The
 # devices always have work queued meanwhile, and never more than twice this.
 _LAG = 16
-
-# What more space or another disk helps against.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 class Output(Protocol):
@@ -91,7 +86,7 @@ class Records:
         self.folder = self._files.folder
         self.last_test: dict[str, Any] | None = None
         self.last_learning_rate = float("nan")
-        with _surfacing(self.folder / METRICS_FILE):
+        with surfacing(self.folder / METRICS_FILE):
             self._files.fetch(METRICS_FILE)
             self._files.fetch(TIMING_FILE)
             self._open_outputs(workdir, first_step)
@@ -121,7 +116,7 @@ class Records:
         """Record everything taken so far, safe against a crash; waits for the devices."""
         self._record(len(self._pending))
         for output in self._outputs:
-            with _surfacing(output.path):
+            with surfacing(output.path):
                 output.flush()
         self._files.publish()
 
@@ -169,7 +164,7 @@ class Records:
                 self._check_finite(self.last_test)
                 records.append(self.last_test)
         for output in self._outputs:
-            with _surfacing(output.path):
+            with surfacing(output.path):
                 output.write(records)
 
     def _train_record(self, step: int, row: int, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -195,16 +190,3 @@ class Records:
             "a lower --lr_max in another --workdir, or resume from the newest checkpoint with a "
             "lower --lr_max and --allow_config_change=lr_max"
         )
-
-
-@contextlib.contextmanager
-def _surfacing(path: epath.Path) -> Iterator[None]:
-    """Turn what the disk says about a file into a RunError."""
-    try:
-        yield
-    except OSError as error:
-        hint = remedy(path) if error.errno in _NO_SPACE else "make it writable"
-        raise RunError(
-            f"{error.filename or path} could not be written: {error.strerror or error}; {hint} and "
-            "run the same command: older checkpoints are intact"
-        ) from error

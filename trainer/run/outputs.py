@@ -22,9 +22,8 @@ from trainer.run.data import Data
 from trainer.run.job import Job
 from trainer.run.resume import checkpoint_meta
 from trainer.step import Metrics, TrainState
-from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE
+from trainer.workdir.files import CONFIG_FILE, CONFIG_FLAGFILE, replace_file
 from trainer.workdir.lock import Lock
-from trainer.workdir.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -217,15 +216,19 @@ def _best_so_far(job: Job) -> dict[str, Any] | None:
 
 
 def note_start(job: Job) -> None:
-    """Write down the resolved configuration, twice, and that the run resumes, if it does."""
+    """Write down the resolved configuration, twice, and that the run resumes, if it does.
+
+    Raises:
+      RunError: a file could not be written.
+    """
     if processes.is_first():
         text = json.dumps(dataclasses.asdict(job.config), indent=2) + "\n"
-        write_whole(job.workdir / CONFIG_FILE, text.encode())
+        replace_file(job.workdir / CONFIG_FILE, text.encode())
         changes = [
             f"at step {entry['step']}, {name} from {before} to {after}"
             for entry in job.config_history
             for name, (before, after) in entry["changes"].items()
         ]
         text = flagfile_of_run(job.config, changes)
-        write_whole(job.workdir / CONFIG_FLAGFILE, text.encode())
+        replace_file(job.workdir / CONFIG_FLAGFILE, text.encode())
         note_resume(job.workdir, job.first_step, job.config_history)

@@ -5,8 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from trainer.errors import RunError
-from trainer.workdir.storage import write_whole
+from trainer.workdir.storage import surfacing, write_whole
 
 CONFIG_FILE = "config.json"
 CONFIG_FLAGFILE = "config.cfg"
@@ -27,11 +26,9 @@ def replace_file(path: epath.Path, data: bytes) -> None:
     Raises:
       RunError: it could not be written.
     """
-    try:
+    with surfacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror}") from error
 
 
 def read_config(workdir: epath.Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from etils import epath
 
 from trainer import processes
 from trainer.errors import RunError, UsageError
-from trainer.workdir.storage import is_remote
+from trainer.workdir.storage import is_remote, surfacing
 
 LOCK_FILE = "lock"
 
@@ -192,7 +192,8 @@ def _check_shared(workdir: epath.Path) -> None:
         return
     path = workdir / f"shared-{processes.share(secrets.token_hex(8))}"
     if processes.is_first():
-        path.touch()
+        with surfacing(path):
+            path.touch()
     processes.share(None)  # Now it is there.
     blind = [i for i, found in enumerate(processes.gather(_appears(path))) if not found]
     if processes.is_first():

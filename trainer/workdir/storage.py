@@ -4,10 +4,13 @@ Files are read and written through etils.epath, which knows both. This module ho
 a bucket has no folders, no append and no rename, and it may be out of reach.
 """
 
+import contextlib
+import errno
 import logging
 import os
 import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ RETRY_SECONDS = 20
 
 # A folder that nothing else lies in yet exists in a bucket through this file.
 _PLACEHOLDER = ".keep"
+
+# What more space or another disk helps against.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -101,6 +107,19 @@ def reason(error: Exception) -> str:
 def remedy(path: epath.PathLike) -> str:
     """Return what to do when a path could not be written."""
     return "restore the connection" if is_remote(path) else "free space or repair the disk"
+
+
+@contextlib.contextmanager
+def surfacing(path: epath.Path) -> Iterator[None]:
+    """Turn what the disk says about a file that is written in the body into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        hint = remedy(path) if error.errno in _NO_SPACE else "make it writable"
+        raise RunError(
+            f"{error.filename or path} could not be written: {error.strerror or error}; {hint} and "
+            "run the same command: older checkpoints are intact"
+        ) from error
 
 
 def is_outage(error: Exception) -> bool:
