@@ -42,6 +42,8 @@ class Watchdog:
         self._step, self._what, self._may_take_long = 0, "starting", True
         self._idle = 0.0
         self._last_work = _work()
+        # Libraries that embed Python, or go around `threading`, have threads of their own.
+        self._strangers = _threads_of_others()
         self._closing = threading.Event()
         self._end: Callable[[str], None] = link.end_with_stacks
 
@@ -76,7 +78,8 @@ class Watchdog:
 
     def _report(self) -> list[Any]:
         """Return what process 0 is sent."""
-        return [self._step, _IN_CALLBACK if _in_callback() else self._what, self._idle]
+        in_callback = _threads_of_others() - self._strangers
+        return [self._step, _IN_CALLBACK if in_callback else self._what, self._idle]
 
     def _watch(self) -> None:
         """Count the seconds without progress; in process 0, decide on those of all."""
@@ -119,15 +122,15 @@ class Watchdog:
         )
 
 
-def _in_callback() -> bool:
-    """Return whether a thread that Python did not start, so one of a device, runs Python now."""
+def _threads_of_others() -> set[int]:
+    """Return the threads that run Python and were not started by it, such as those of devices."""
     own = {
         thread.ident
         for thread in threading.enumerate()
         # What Python calls a thread of others that has asked which one it is.
         if not isinstance(thread, threading._DummyThread)
     }
-    return not sys._current_frames().keys() <= own
+    return sys._current_frames().keys() - own
 
 
 def _work() -> tuple[float, int]:
