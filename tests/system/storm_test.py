@@ -26,6 +26,7 @@ from trainer.datasets import Dataset
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.slow,  # A minute, and a quarter of an hour or more.
     pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc"),
 ]
 
@@ -113,7 +114,7 @@ def run(tmp_path: Path) -> Iterator[Callable]:
         process.wait()
 
 
-@pytest.mark.parametrize("failures", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("failures", [4, 50])
 def test_failures_of_all_kinds_leave_no_trace(
     run: Callable, trainer: Callable, mnist: Dataset, tmp_path: Path, failures: int
 ) -> None:
