@@ -22,7 +22,7 @@ pytestmark = pytest.mark.system
 def test_a_run_in_progress_a_killed_one_and_one_that_has_ended(
     trainer: Callable, start: Callable, unbroken: Path, tmp_path: Path
 ) -> None:
-    process = start("--workdir=run", *SAVING)
+    process = start("--workdir=run", *SAVING, "--num_steps=100000")
     wait_for_checkpoint(tmp_path / "run", 10, process)
     during = trainer("compare", str(unbroken), "run")
     assert process.poll() is None
@@ -35,7 +35,7 @@ def test_a_run_in_progress_a_killed_one_and_one_that_has_ended(
         assert_no_traceback(done.stderr)
     ended, going_on = json.loads(during.stdout)["runs"]
     assert (ended["steps"], ended["num_steps"]) == (100, 100)
-    assert 10 <= going_on["steps"] <= steps < going_on["num_steps"] == 100
+    assert 10 <= going_on["steps"] <= steps < going_on["num_steps"] == 100000
     killed = json.loads(after.stdout)["runs"][0]
     assert killed["steps"] == steps
     assert killed["seconds"] > 0
