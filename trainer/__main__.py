@@ -13,7 +13,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
     # Imports and traces make hundreds of thousands of objects that stay: to look for garbage after
-    # every 700 of them takes a sixth of the time to the first step.
+    # every 700 of them takes a sixth of the time of the imports.
     gc.set_threshold(100_000)
     from trainer import cli
 

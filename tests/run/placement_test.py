@@ -17,7 +17,8 @@ from trainer.errors import RunError
 from trainer.records.clock import Clock
 from trainer.run.job import Job, prepare
 from trainer.run.loop import train
-from trainer.run.programs import compile_epoch_on_host, start
+from trainer.run.order import compile_epoch_on_host
+from trainer.run.programs import start
 from trainer.run.selection import Selection
 from trainer.run.store import open_store
 from trainer.step.batches import epoch_batches

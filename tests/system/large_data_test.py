@@ -22,7 +22,7 @@ from trainer.datasets import open_dataset
 from trainer.datasets.checking import Picture
 from trainer.datasets.writing import write_dataset
 from trainer.run.job import prepare
-from trainer.run.programs import compile_epoch_on_host
+from trainer.run.order import compile_epoch_on_host
 from trainer.run.store import open_store
 
 pytestmark = [

@@ -17,7 +17,7 @@ from trainer.config import TrainConfig
 from trainer.errors import Interrupted, Stopped
 from trainer.run.job import Job, prepare
 from trainer.run.loop import train
-from trainer.run.programs import create_epoch_batches
+from trainer.run.order import create_epoch_batches
 from trainer.schedules import Plan
 from trainer.step.batches import epoch_batches
 from trainer.step.reductions import TREE

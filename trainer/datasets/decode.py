@@ -1,5 +1,6 @@
 """From the records of a prepared TFDS data set to arrays, without a protobuf parse per example."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,9 +76,8 @@ class SplitReader:
         for file in self._files:
             first, last = max(start, 0), min(stop, file.take)
             if first < last:
-                reader = ArrayRecordReader(file.filename)
-                records += reader.read(file.skip + first, file.skip + last)
-                reader.close()
+                with contextlib.closing(ArrayRecordReader(file.filename)) as reader:
+                    records += reader.read(file.skip + first, file.skip + last)
             start, stop = start - file.take, stop - file.take
         return records
 

@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.errors import Stopped
 from trainer.processes.signals import StopRequest
 from trainer.processes.vote import StopVote
-from trainer.records.clock import COMPILATION, DATA, STEPS, Clock
+from trainer.records.clock import COMPILATION, DATA, START_UP, STEPS, Clock
 from trainer.records.timing import describe_account
 from trainer.run.config_changes import check_names
 from trainer.run.data import Data
@@ -103,7 +103,14 @@ def train(
         if lock:
             clear_the_way(workdir, search)
         note_start(job)
-        # Gloo gives the others 30 s to come to the first step: one may compile for longer.
+        # What tests need is compiled while the devices train,
+        programs.evaluation.begin()
+        if jax.process_count() > 1:
+            # but among several before they meet: Gloo gives the others 30 s to come to a step, and
+            # one may compile for longer.
+            clock.enter(COMPILATION)
+            programs.evaluation.result()
+            clock.enter(START_UP)
         processes.gather(None)
         # Until here a signal ends the command at once: there was nothing to save.
         with (

@@ -1,8 +1,4 @@
-"""From a job to programs, data and state on the devices.
-
-Data are read while XLA compiles what the first step needs; what tests need is compiled while the
-devices train.
-"""
+"""From a job to programs, data and state on the devices; data are read while XLA compiles."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,6 +15,7 @@ from trainer.records.clock import CHECKPOINTS, COMPILATION, DATA, START_UP, Cloc
 from trainer.run.ahead import Later
 from trainer.run.data import Data, data_of, open_store_of
 from trainer.run.job import Job
+from trainer.run.order import compile_epoch_on_host, create_epoch_batches
 from trainer.run.resume import resumed_state
 from trainer.run.store import abstract_test, abstract_training
 from trainer.step import (
@@ -35,7 +32,6 @@ from trainer.step import (
     create_train_state,
     create_train_step,
     create_train_steps,
-    epoch_batches,
     lower_eval_step,
     lower_replica_hashes,
     with_exchange,
@@ -55,8 +51,8 @@ class Programs:
     Attributes:
       train_steps: (state, examples, batches, count) -> (state, metrics); see
         `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
-      epoch_batches: the order of the data: see `create_epoch_batches`, or for streamed examples
-        `compile_epoch_on_host`.
+      epoch_batches: the order of the data: see `order.create_epoch_batches`, or for streamed
+        examples `order.compile_epoch_on_host`.
       evaluation: makes `evaluate`, in the background once it is begun.
       evaluate: (state, test) -> sums as in `eval_step.create_evaluate`, and under the name of each
         average that the run keeps those of the averaged parameters; it does not wait for the
@@ -74,7 +70,7 @@ class Programs:
 
 
 def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
-    """Return the programs, of which the evaluation may still be compiled, data and first state.
+    """Return the programs, of which the evaluation has yet to be begun, data and first state.
 
     Args:
       job: the run.
@@ -96,11 +92,6 @@ def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
             check_first_state(state)
         clock.enter(DATA)
         data = data_of(job, opening.result(), programs.epoch_batches)
-        programs.evaluation.begin()
-        if jax.process_count() > 1:
-            # Before all of them meet: later the others would wait, and not for long.
-            clock.enter(COMPILATION)
-            programs.evaluation.result()
         clock.enter(START_UP)
         return programs, data, state
 
@@ -271,39 +262,3 @@ def _compile_evaluation(job: Job) -> Evaluate:
         return {**sums, **dict(zip(readers, averaged_sums, strict=True))}
 
     return run
-
-
-def create_epoch_batches(job: Job) -> jax.stages.Wrapped:
-    """Return the jitted function from a step to the batches of the epoch that it lies in.
-
-    Returns:
-      epoch_batches(step int32[]) -> int32[steps_per_epoch, B], axis 1 cut over the devices; row
-      step % steps_per_epoch is the batch of that step.
-    """
-
-    def at(step: jax.Array) -> jax.Array:
-        epoch = step // job.plan.steps_per_epoch
-        return epoch_batches(job.config.seed, epoch, job.source.num_train, job.config.batch_size)
-
-    return jax.jit(at, out_shardings=devices.sharded(job.mesh, axis=1))
-
-
-def compile_epoch_on_host(job: Job) -> Callable[[int], np.ndarray]:
-    """Return the compiled function from an epoch to its batches, for the host to read.
-
-    It runs on one device of this process and exchanges nothing, so that each process may call it
-    when it needs to, from any thread.
-
-    Returns:
-      epoch -> int32[steps_per_epoch, B]; row i is the batch of the epoch's step i.
-    """
-    device = job.mesh.local_devices[0]
-    config, num_train = job.config, job.source.num_train
-
-    def at(epoch: jax.Array) -> jax.Array:
-        return epoch_batches(config.seed, epoch, num_train, config.batch_size)
-
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    epoch = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
-    program = devices.compile_quickly(jax.jit(at).lower(epoch), job.mesh)
-    return lambda epoch: np.asarray(program(jax.device_put(np.int32(epoch), device)))
