@@ -189,7 +189,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["--num_steps=5", "--num_cycles=3"], {"num_cycles": 3}),
         (["--num_cycles=3", "--num_epochs=2", "--num_steps=7"], {"num_steps": 7}),
         (["--flagfile=FAST", "--num_epochs=2"], {"num_epochs": 2}),
-        (["--num_epochs=2", "--flagfile=FAST"], {"num_steps": 880}),
+        (["--num_epochs=2", "--flagfile=FAST"], {"num_steps": 660}),
     ],
 )
 def test_of_the_lengths_the_last_counts(arguments: list[str], length: dict) -> None:

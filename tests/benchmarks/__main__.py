@@ -64,6 +64,7 @@ def main() -> int:
                 turn_seconds=arguments.turn_seconds,
                 batch_sizes=arguments.batch_sizes or case.batch_sizes,
                 max_epochs=arguments.max_epochs,
+                first_seed=arguments.first_seed,
             )
             report["cases"][name] = _run(name, case, settings, report["failed"])
             if arguments.json:
@@ -124,6 +125,7 @@ def _parse() -> argparse.Namespace:
         help="for images and reduction, separated by commas (default: by case)",
     )
     parser.add_argument("--max_epochs", type=int, default=14, help="of the peers in accuracy")
+    parser.add_argument("--first_seed", type=int, default=0, help="of accuracy and seeds")
     parser.add_argument("--platform", choices=["cpu", "gpu"], help="default: gpu if there is one")
     parser.add_argument("--data_dir", default="", help="folder of the prepared data sets")
     parser.add_argument("--json", type=pathlib.Path, help="file for all values, and the machine")

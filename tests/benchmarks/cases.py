@@ -32,6 +32,7 @@ class Settings:
       turn_seconds: about how long a turn takes, where it is a number of steps.
       batch_sizes: of the cases that compare several.
       max_epochs: of the peers in `accuracy`.
+      first_seed: of `accuracy` and `seeds`, which take the next one in every round.
     """
 
     platform: str
@@ -42,6 +43,11 @@ class Settings:
     turn_seconds: float
     batch_sizes: tuple[int, ...]
     max_epochs: int
+    first_seed: int
+
+    def seeds(self) -> range:
+        """Return the seeds of the rounds."""
+        return range(self.first_seed, self.first_seed + self.rounds)
 
     def env(self) -> dict[str, str]:
         """Return the environment of workers: several of them share the GPUs."""
@@ -199,7 +205,7 @@ def accuracy(settings: Settings) -> Iterator[Table]:
         table.results = [Result("ours (configs/fast.cfg)", [])]
         table.results += [Result(side.name, []) for side in peers]
     notes: dict[str, list[str]] = {result.side: [] for result in tables[0].results}
-    for seed in range(settings.rounds):
+    for seed in settings.seeds():
         outcomes = {"ours (configs/fast.cfg)": _our_way_to_target(settings, seed)}
         for side in peers:
             with _skipping(tables[0], side):
@@ -241,10 +247,14 @@ def _our_way_to_target(settings: Settings, seed: int) -> tuple[float, float, lis
 def seeds(settings: Settings) -> Iterator[Table]:
     """Seconds and accuracy of configs/fast.cfg, seed by seed."""
     training = Table("seconds after the first step", "s", more_is_better=False)
-    found = [_our_way_to_target(settings, seed) for seed in range(settings.rounds)]
+    found = [_our_way_to_target(settings, seed) for seed in settings.seeds()]
     percent = [100 * accuracies[-1] for _, _, accuracies in found]
-    note = f"% by seed: {', '.join(f'{each:.2f}' for each in percent)}; "
+    note = (
+        f"% by seed from {settings.first_seed} on: {', '.join(f'{each:.2f}' for each in percent)}; "
+    )
     note += f"mean {statistics.mean(percent):.3f}"
+    if len(percent) > 1:
+        note += f", standard error {statistics.stdev(percent) / len(percent) ** 0.5:.3f}"
     training.results.append(Result("ours (configs/fast.cfg)", [each[1] for each in found], note))
     yield training
 

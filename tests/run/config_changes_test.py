@@ -47,7 +47,7 @@ def test_what_changes_the_parameters_is_refused(field: str) -> None:
         after = "another"
     else:
         after = before - 0.002 if isinstance(before, float) else before * 2 + (before == 0)
-        after = 0.001 if field in ("weight_decay", "ema_decay") else after
+        after = 0.001 if field in ("weight_decay", "ema_decay", "label_smoothing") else after
     with pytest.raises(UsageError, match=rf"{field} +{before} +{after}\n"):
         check(**{**others, field: after})
 

@@ -90,7 +90,7 @@ def test_the_numbers_are_those_of_all_steps(name: str, num_steps: int) -> None:
     "given",
     [
         {},
-        {"num_steps": 880, "steps_per_cycle": 880, "batch_size": 64},  # configs/fast.cfg
+        {"num_steps": 660, "steps_per_cycle": 660, "batch_size": 64},  # configs/fast.cfg
         {"num_cycles": 3, "cycles_per_epoch": 7},
         {"num_steps": 100, "lr_schedule": "constant"},
     ],

@@ -1,6 +1,8 @@
 """The networks have the shapes they are known for."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +30,19 @@ def test_cnn_is_that_of_the_flax_example() -> None:
     assert num_parameters(create_network("cnn", (28, 28, 1), 10)) == expected
 
 
+def test_small_cnn() -> None:
+    convolutions = (25 * 1 + 1) * 32 + (9 * 32 + 1) * 32
+    expected = convolutions + (5 * 5 * 32 + 1) * 256 + (256 + 1) * 10
+    assert num_parameters(create_network("small_cnn", (28, 28, 1), 10)) == expected
+
+
 def test_mlp() -> None:
     expected = (784 + 1) * 128 + (128 + 1) * 10
     assert num_parameters(create_network("mlp", (28, 28, 1), 10)) == expected
 
 
-@pytest.mark.parametrize("shape", [(28, 28, 1), (4, 5, 3)])
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (11, 14, 3), (15, 12, 3)])
+@pytest.mark.parametrize("name", ["cnn", "small_cnn", "mlp"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_float32(name: str, dtype: str, shape: tuple[int, int, int]) -> None:
     network = create_network(name, shape, num_classes=7, compute_dtype=dtype)
@@ -46,19 +54,39 @@ def test_logits_are_float32(name: str, dtype: str, shape: tuple[int, int, int]) 
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.system
-def test_the_cnn_is_its_formula() -> None:
-    """Against plain lax operations, without flax."""
-    network = create_network("cnn", (28, 28, 1), 10)
-    params, statistics = network.init(KEY)
-    inputs = x = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
+CONVOLUTION = functools.partial(
+    jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC")
+)
+
+
+def by_hand_cnn(params: dict, x: jax.Array) -> jax.Array:
+    """What comes out of the convolutions of the CNN, by plain lax operations."""
     for layer in ("conv1", "conv2"):
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        kernel = params[layer]["kernel"]
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+        x = CONVOLUTION(x, params[layer]["kernel"], (1, 1), "SAME")
         x = jnp.maximum(x + params[layer]["bias"].reshape(1, 1, 1, -1), 0)
         x = x.reshape(3, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4))
-    x = x.reshape(3, -1) @ params["dense1"]["kernel"] + params["dense1"]["bias"].reshape(1, -1)
+    return x
+
+
+def by_hand_small_cnn(params: dict, x: jax.Array) -> jax.Array:
+    """The same of the small one, its ReLU before its pooling."""
+    for layer, stride in (("conv1", 2), ("conv2", 1)):
+        x = CONVOLUTION(x, params[layer]["kernel"], (stride, stride), "VALID")
+        x = jnp.maximum(x + params[layer]["bias"].reshape(1, 1, 1, -1), 0)
+    return x.reshape(3, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("name", "convolve"), [("cnn", by_hand_cnn), ("small_cnn", by_hand_small_cnn)]
+)
+def test_the_networks_are_their_formulas(name: str, convolve: Callable) -> None:
+    """Against plain lax operations, without flax."""
+    network = create_network(name, (28, 28, 1), 10)
+    params, statistics = network.init(KEY)
+    inputs = jax.random.normal(jax.random.key(1), (3, 28, 28, 1))
+    x = convolve(params, inputs).reshape(3, -1)
+    x = x @ params["dense1"]["kernel"] + params["dense1"]["bias"].reshape(1, -1)
     expected = jnp.maximum(x, 0) @ params["dense2"]["kernel"]
     expected = expected + params["dense2"]["bias"].reshape(1, -1)
     found = network.apply(params, statistics, inputs)
@@ -78,9 +106,18 @@ def test_bfloat16_computes_in_bfloat16() -> None:
     np.testing.assert_allclose(other, one, rtol=0.1, atol=0.05)
 
 
-def test_images_that_are_too_small_for_the_cnn_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"these are 3x9 pixels; use .* --model=mlp"):
-        create_network("cnn", (3, 9, 1), 10)
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("cnn", (3, 9, 1), r"these are 3x9 pixels; use .* --model=mlp"),
+        ("small_cnn", (28, 10, 1), r"these are 28x10; use --model=cnn .* or --model=mlp"),
+    ],
+)
+def test_images_that_are_too_small_are_refused(
+    name: str, shape: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_network(name, shape, 10)
 
 
 class Restless(nnx.Module):

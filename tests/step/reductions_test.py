@@ -92,16 +92,19 @@ def test_the_same_bits_on_every_number_of_devices(
 
 
 @pytest.mark.system
-def test_the_same_bits_with_convolutions(mnist: Dataset) -> None:
-    expected = run(mnist, 1, model_name="cnn", num_steps=6, batch_size=96)
+@pytest.mark.parametrize("model_name", ["cnn", "small_cnn"])
+def test_the_same_bits_with_convolutions(mnist: Dataset, model_name: str) -> None:
+    given = {"model_name": model_name, "num_steps": 6, "batch_size": 96}
+    expected = run(mnist, 1, **given)
     for num_devices in (2, 4, 8):
-        found = run(mnist, num_devices, model_name="cnn", num_steps=6, batch_size=96)
-        assert_same_bits(found, expected)
+        assert_same_bits(run(mnist, num_devices, **given), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("model_name", "batch_size"), [("mlp", 120), ("cnn", 64)])
+@pytest.mark.parametrize(
+    ("model_name", "batch_size"), [("mlp", 120), ("cnn", 64), ("small_cnn", 128)]
+)
 def test_the_same_bits_after_500_steps(
     mnist: Dataset, model_name: str, batch_size: int, optimizer: str
 ) -> None:

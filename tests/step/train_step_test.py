@@ -42,6 +42,7 @@ def run_steps(
     schedule: optax.Schedule = SCHEDULE,
     reduction: str = "allreduce",
     momentum_schedule: optax.Schedule | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[TrainState, list[Metrics]]:
     """Train on the first images, on some devices."""
     mesh = devices.create_mesh("cpu", num_devices)
@@ -49,7 +50,13 @@ def run_steps(
     model = create_network(model_name, (28, 28, 1), 10)
     state = create_train_state(train_state_init(model, tx, 0), replicated)
     train_step = create_train_step(
-        model, tx, schedule, mesh, reduction=reduction, momentum_schedule=momentum_schedule
+        model,
+        tx,
+        schedule,
+        mesh,
+        reduction=reduction,
+        momentum_schedule=momentum_schedule,
+        label_smoothing=label_smoothing,
     )
     examples = place_examples(
         mnist.train_images[:NUM_TRAIN], mnist.train_labels[:NUM_TRAIN], 0.13, 0.31, replicated
@@ -95,10 +102,11 @@ def test_one_step_on_eight_devices_is_one_step_on_one(mnist: Dataset, model_name
         np.testing.assert_allclose(np.asarray(eight), np.asarray(one), rtol=1e-5, atol=1e-6 * scale)
 
 
-def test_the_step_is_plain_gradient_descent(mnist: Dataset) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_step_is_plain_gradient_descent(mnist: Dataset, smoothing: float) -> None:
     """Against a step written without shard_map, with the whole batch in one piece."""
     plain = create_optimizer("sgd", 0.0, False, 0.0)
-    state, metrics = run_steps(mnist, 8, "mlp", num_steps=1, tx=plain)
+    state, metrics = run_steps(mnist, 8, "mlp", num_steps=1, tx=plain, label_smoothing=smoothing)
     model = create_network("mlp", (28, 28, 1), 10)
     params = train_state_init(model, plain, 0)().params
     indices = np.asarray(epoch_batches(0, 0, NUM_TRAIN, BATCH_SIZE))[0]
@@ -107,7 +115,8 @@ def test_the_step_is_plain_gradient_descent(mnist: Dataset) -> None:
 
     def loss_fn(params: optax.Params) -> jax.Array:
         log_p = jax.nn.log_softmax(model.apply(params, {}, inputs))
-        return -jnp.mean(log_p[jnp.arange(len(labels)), labels])
+        of_labels = log_p[jnp.arange(len(labels)), labels]
+        return -jnp.mean((1 - smoothing) * of_labels + smoothing * log_p.mean(axis=-1))
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
     np.testing.assert_allclose(metrics[0]["loss"], loss, rtol=1e-5)

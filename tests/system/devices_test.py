@@ -39,7 +39,7 @@ def test_the_number_chosen_fits_cores_and_batch(batch_size: int, power: int) -> 
     assert found["devices"] == min(power, 2 ** (min(max(cores // 2, 1), 8).bit_length() - 1))
 
 
-@pytest.mark.parametrize("model", ["cnn", pytest.param("mlp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["cnn", "small_cnn", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_threads(model: str) -> None:
     """The gradients of shards of 8, 16 and 64 examples, by a process for each number of threads."""
     program = (

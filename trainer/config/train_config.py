@@ -90,9 +90,9 @@ class TrainConfig:
     model: str = option(
         "cnn",
         "Model",
-        "network: cnn (32-64-256-10), mlp, or your own, as package.module:Network or "
-        "path/file.py:Network",
-        valid=("cnn", "mlp"),
+        "network: cnn (32-64-256-10), small_cnn (32-32-256-10, a quarter of the arithmetic), mlp, "
+        "or your own, as package.module:Network or path/file.py:Network",
+        valid=("cnn", "small_cnn", "mlp"),
         own="Network",
     )
     compute_dtype: str = option(
@@ -184,6 +184,13 @@ class TrainConfig:
         valid=NOT_NEGATIVE,
     )
 
+    label_smoothing: float = option(
+        0.0,
+        "Optimizer",
+        "part of every training label that is spread evenly over all classes; losses of tests are "
+        "of the labels as they are",
+        valid=FRACTION,
+    )
     average_cycles: int = option(
         0,
         "Averages",

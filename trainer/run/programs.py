@@ -198,6 +198,7 @@ def _gradient_options(job: Job) -> dict[str, Any]:
         "reduction": config.reduction,
         "gradient_shards": config.gradient_shards,
         "augmentation": job.augmentation,
+        "label_smoothing": config.label_smoothing,
         "accumulation_steps": config.accumulation_steps,
     }
 

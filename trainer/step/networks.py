@@ -60,6 +60,50 @@ class CNN(nnx.Module):
         return self.dense2(x).astype(jnp.float32)
 
 
+class SmallCNN(nnx.Module):
+    """A quarter of the arithmetic of `CNN`: 99 % on MNIST in the fewest seconds found.
+
+    The first convolution strides, in the place of a pooling (Springenberg et al. 2015), and the
+    second is pooled before its ReLU, which does not change the largest of a window.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Make the layers; see `CNN` for the arguments. H and W are at least 11.
+
+        Raises:
+          UsageError: the images are too small.
+        """
+        height, width, channels = image_shape
+        if min(height, width) < 11:
+            raise UsageError(
+                f"--model=small_cnn needs images of 11x11 pixels and more, and these are "
+                f"{height}x{width}; use --model=cnn (4x4 and more) or --model=mlp"
+            )
+        # A stride in the second as well, and XLA:CPU would make the last bits of the first one's
+        # gradient depend on the number of threads.
+        convolution = partial(nnx.Conv, padding="VALID", dtype=dtype, rngs=rngs)
+        self.conv1 = convolution(channels, 32, (5, 5), strides=2)
+        self.conv2 = convolution(32, 32, (3, 3))
+        rows, columns = ((size - 7) // 4 for size in (height, width))
+        self.dense1 = Dense(rows * columns * 32, 256, dtype=dtype, rngs=rngs)
+        self.dense2 = Dense(256, num_classes, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map inputs float32[B, H, W, C] to logits float32[B, num_classes]."""
+        x = nnx.relu(self.conv1(inputs.astype(self.dtype)))
+        x = nnx.relu(nnx.max_pool(self.conv2(x), window_shape=(2, 2), strides=(2, 2)))
+        x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
+        return self.dense2(x).astype(jnp.float32)
+
+
 class MLP(nnx.Module):
     """One hidden layer of 128: small and quick, for tests and first tries."""
 
@@ -92,7 +136,7 @@ def create_network(
     """Return the network called `name`.
 
     Args:
-      name: "cnn" or "mlp", or that of one of the user's own; see `config.own`.
+      name: "cnn", "small_cnn" or "mlp", or that of one of the user's own; see `config.own`.
       image_shape: (H, W, C) of an example.
       num_classes: number of logits, >= 1.
       compute_dtype: "float32" or "bfloat16".
@@ -104,7 +148,7 @@ def create_network(
     dtype = jnp.dtype(compute_dtype)
     if is_own(name):
         return create_own_network(name, image_shape, num_classes, dtype)
-    module = {"cnn": CNN, "mlp": MLP}[name]
+    module = {"cnn": CNN, "small_cnn": SmallCNN, "mlp": MLP}[name]
 
     def create(key: jax.Array) -> nnx.Module:
         return module(

@@ -76,6 +76,7 @@ def create_train_step(
     momentum_schedule: optax.Schedule | None = None,
     averaging: Averaging = NO_AVERAGES,
     augmentation: Augmentation | None = None,
+    label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     placement: str = REPLICATED,
 ) -> jax.stages.Wrapped | TwoPrograms:
@@ -97,6 +98,8 @@ def create_train_step(
       momentum_schedule: step -> momentum, if `tx` takes it as an argument of its update.
       averaging: which averages the state holds.
       augmentation: of the images of a batch; None: they are trained on as they are.
+      label_smoothing: the part a of a label, 0 <= a < 1, that is spread evenly over the K classes:
+        the target is (1 - a) * one_hot + a / K (Szegedy et al. 2016, section 7).
       accumulation_steps: equal pieces of a device's part of a batch whose gradients are computed
         one after the other; see `accumulation.check_accumulation`.
       placement: whether all devices hold the same examples ("replicated"), or each its own rows,
@@ -109,8 +112,9 @@ def create_train_step(
       batches of the epoch that state.step lies in, its axis 1 cut over the devices. If each device
       holds its own rows, `examples` are those of one batch, and `batches` is int32[1, B], the
       places of a device's shards among its rows. The metrics
-      are float32 scalars: "loss" and "accuracy" (a fraction) of the batch before the update, and
-      "learning_rate", and "momentum" if it has a schedule: those that were applied.
+      are float32 scalars: "loss" (of smoothed labels, if they are) and "accuracy" (a fraction) of
+      the batch before the update, and "learning_rate", and "momentum" if it has a schedule: those
+      that were applied.
     """
     gradients = shard_gradients(
         network,
@@ -119,6 +123,7 @@ def create_train_step(
         reduction=reduction,
         gradient_shards=gradient_shards,
         augmentation=augmentation,
+        label_smoothing=label_smoothing,
         accumulation_steps=accumulation_steps,
     )
     add_up = tree_sum if reduction == TREE else all_reduce_sum
@@ -197,6 +202,7 @@ def shard_gradients(
     reduction: str,
     gradient_shards: int,
     augmentation: Augmentation | None = None,
+    label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
 ) -> ShardGradients:
     """Return how a device computes the gradients of its shards of a batch.
@@ -208,11 +214,12 @@ def shard_gradients(
       reduction: "tree", or "allreduce", with as many shards on a device as there are pieces.
       gradient_shards: of the tree.
       augmentation: or None.
+      label_smoothing: 0 <= label_smoothing < 1.
       accumulation_steps: pieces.
     """
     per_device = gradient_shards // mesh.size if reduction == TREE else accumulation_steps
     # Its own jit: traced once, however many shards there are.
-    gradient_sum = jax.jit(partial(_gradient_sum, network))
+    gradient_sum = jax.jit(partial(_gradient_sum, network, label_smoothing))
 
     def select(step: jax.Array, batches: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         indices = batches[step % len(batches)]
@@ -235,13 +242,18 @@ def shard_gradients(
 
 
 def _gradient_sum(
-    network: Network, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array
+    network: Network,
+    label_smoothing: float,
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
 ) -> _Sums:
     """Return gradient and metrics of the loss, summed over a shard, and its new statistics."""
 
     def loss_fn(params: optax.Params) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
         logits, statistics = network.apply_in_training(params, state.statistics, inputs, key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = _losses(logits, labels, label_smoothing)
         correct = (logits.argmax(-1) == labels).sum(dtype=jnp.float32)
         return losses.sum(), (statistics, correct)
 
@@ -251,6 +263,14 @@ def _gradient_sum(
     params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, DATA_AXIS, to="varying"), state.params)
     (loss, (statistics, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return grads, statistics, {"loss": loss, "accuracy": correct}
+
+
+def _losses(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    """Return the cross-entropy of each example."""
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
 
 
 def _update(
