@@ -39,8 +39,18 @@ def test_the_number_chosen_fits_cores_and_batch(batch_size: int, power: int) -> 
     assert found["devices"] == min(power, 2 ** (min(max(cores // 2, 1), 8).bit_length() - 1))
 
 
-@pytest.mark.parametrize("model", ["cnn", "small_cnn", pytest.param("mlp", marks=pytest.mark.slow)])
-def test_bits_do_not_depend_on_the_threads(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "all_threads"),
+    [
+        ("cnn", (2, 3, 8)),
+        ("small_cnn", (2, 3, 8)),
+        *(
+            pytest.param(name, (2, 3, 4, 8, 16, 32), marks=pytest.mark.slow)
+            for name in ("cnn", "small_cnn", "mlp")
+        ),
+    ],
+)
+def test_bits_do_not_depend_on_the_threads(model: str, all_threads: tuple[int, ...]) -> None:
     """The gradients of shards of 8, 16 and 64 examples, by a process for each number of threads."""
     program = (
         "import hashlib, jax, jax.numpy as jnp, numpy as np\n"
@@ -61,7 +71,7 @@ def test_bits_do_not_depend_on_the_threads(model: str) -> None:
         "print(digest.hexdigest())"
     )
     found = {}
-    for threads in (2, 3, 4, 8, 32):
+    for threads in all_threads:
         environment = os.environ | {"PJRT_NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-c", program]
         out = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
