@@ -138,6 +138,13 @@ def test_a_picture_says_what_run_it_is_of() -> None:
     )
 
 
+def test_a_picture_says_that_labels_are_smoothed() -> None:
+    run = history(20, 10)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, label_smoothing=0.1))
+    text = figures.report_figure(run).get_supxlabel()
+    assert text.startswith("mnist, labels smoothed by 0.1, cnn, sgd")
+
+
 @pytest.mark.parametrize(
     ("num_steps", "asked", "headline"),
     [

@@ -184,8 +184,10 @@ def _describe_config(config: TrainConfig, steps_per_cycle: int | None) -> str:
     if config.lr_schedule == CONSTANT:
         rates, cycles = f"learning rate {config.lr_max:g}", ""
     augmented = f", augmented by {short(config.augment)}" if config.augment else ""
+    # Else the loss of the training would look too high beside that of the tests.
+    smoothed = f", labels smoothed by {config.label_smoothing:g}" if config.label_smoothing else ""
     return (
-        f"{words.dataset_name(config.dataset)}{augmented}, {short(config.model)}, "
+        f"{words.dataset_name(config.dataset)}{augmented}{smoothed}, {short(config.model)}, "
         f"{short(config.optimizer)}, batches of {config.batch_size:,}; {config.lr_schedule}, "
         f"{rates}{cycles}; seed {config.seed}"
     )
