@@ -169,6 +169,19 @@ def test_cycled_momentum_is_recorded(config: TrainConfig, tmp_path: Path) -> Non
     np.testing.assert_array_equal(found, momenta(np.arange(14)))
 
 
+def test_labels_are_smoothed_in_training_alone(config: TrainConfig, tmp_path: Path) -> None:
+    """Before the first update, the loss is a linear function of the part that is spread."""
+    config, training, test = dataclasses.replace(config, num_steps=1, lr_min=1e-30), [], []
+    for smoothing in (0.0, 0.4, 0.8):
+        train(dataclasses.replace(config, label_smoothing=smoothing), tmp_path / str(smoothing))
+        (line,) = read_metrics(tmp_path / str(smoothing), "train")
+        training.append(line["loss"])
+        test.append(read_metrics(tmp_path / str(smoothing), "test")[-1]["loss"])
+    np.testing.assert_allclose(training[1], (training[0] + training[2]) / 2, rtol=1e-5)
+    assert abs(training[0] - training[2]) > 0.01
+    assert test[0] == test[1] == test[2]
+
+
 def written(workdir: Path) -> dict[Path, int]:
     """When each file but the lock was written."""
     paths = [path for path in workdir.rglob("*") if path.is_file() and path.name != "lock"]
