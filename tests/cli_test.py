@@ -90,7 +90,7 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["--batch_size", "--lr_max=1"], "--batch_size=--lr_max=1 is not valid; use a whole"),
         (["--batch_size=-1"], "--batch_size=-1 is not valid; use batch_size >= 1"),
         (["--optimizer=adam"], "--optimizer=adam is not valid (did you mean adamw?); use sgd or"),
-        (["--model=resnet"], "--model=resnet is not valid; use cnn or mlp"),
+        (["--model=resnet"], "--model=resnet is not valid; use cnn, small_cnn or mlp"),
         (["--nesterov=maybe"], "--nesterov=maybe is not valid; use --nesterov or --nonesterov"),
         (["--nesterov", "True"], "unexpected argument 'True' after --nesterov; use --nesterov or"),
         (["--lr_max=1e39"], "--lr_max=1e+39 is not valid; use 0 <= lr_max <= 3.4"),

@@ -26,10 +26,13 @@ from trainer.schedules import create_plan
         ({"optimizer": "adm"}, "--optimizer=adm .*use sgd or adamw"),
         (
             {"model": "nets/own:Network"},
-            "--model=nets/own:Network is not valid; use cnn or mlp, or your own: "
+            "--model=nets/own:Network is not valid; use cnn, small_cnn or mlp, or your own: "
             "package.module:Network or path/file.py:Network",
         ),
-        ({"model": "nets/own.py"}, "--model=nets/own.py is not valid; use cnn or mlp, or your own"),
+        (
+            {"model": "nets/own.py"},
+            "--model=nets/own.py is not valid; use cnn, small_cnn or mlp, or your own",
+        ),
         ({"optimizer": "own.create"}, "--optimizer=own.create .* or path/file.py:create"),
         (
             {"optimizer": "own:create", "momentum": 0.5},

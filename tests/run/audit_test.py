@@ -39,8 +39,8 @@ def test_it_stops_before_the_checkpoint(
     """A device that computes wrongly from step 7 on is noticed at 10; that is not saved."""
     real = train_step._gradient_sum
 
-    def faulty(network: Any, state: Any, *rest: Any) -> Any:
-        grads, statistics, metrics = real(network, state, *rest)
+    def faulty(network: Any, label_smoothing: float, state: Any, *rest: Any) -> Any:
+        grads, statistics, metrics = real(network, label_smoothing, state, *rest)
         wrong = (jax.lax.axis_index("data") == 1) & (state.step >= 7)
         bias = grads["dense2"]["bias"]
         grads["dense2"]["bias"] = jnp.where(wrong, jnp.nextafter(bias, jnp.inf), bias)
