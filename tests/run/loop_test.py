@@ -171,6 +171,7 @@ def test_cycled_momentum_is_recorded(config: TrainConfig, tmp_path: Path) -> Non
 
 def test_labels_are_smoothed_in_training_alone(config: TrainConfig, tmp_path: Path) -> None:
     """Before the first update, the loss is a linear function of the part that is spread."""
+    # So small a rate moves no parameter: all are tested with the first ones.
     config, training, test = dataclasses.replace(config, num_steps=1, lr_min=1e-30), [], []
     for smoothing in (0.0, 0.4, 0.8):
         train(dataclasses.replace(config, label_smoothing=smoothing), tmp_path / str(smoothing))

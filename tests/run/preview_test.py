@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from tests.helpers import schedule_named
+from tests.helpers import ROOT, schedule_named
+from trainer.cli.arguments import parse
 from trainer.config import TrainConfig
 from trainer.run.preview import advice, draw, mid_cycle_warning
 from trainer.schedules import create_plan
@@ -87,16 +88,16 @@ def test_the_numbers_are_those_of_all_steps(name: str, num_steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "flags",
     [
-        {},
-        {"num_steps": 660, "steps_per_cycle": 660, "batch_size": 64},  # configs/fast.cfg
-        {"num_cycles": 3, "cycles_per_epoch": 7},
-        {"num_steps": 100, "lr_schedule": "constant"},
+        [],
+        [f"--flagfile={ROOT}/configs/fast.cfg"],
+        ["--num_cycles=3", "--cycles_per_epoch=7"],
+        ["--num_steps=100", "--lr_schedule=constant"],
     ],
 )
-def test_no_warning_where_a_cycle_ends(given: dict) -> None:
-    config = TrainConfig(**given)
+def test_no_warning_where_a_cycle_ends(flags: list[str]) -> None:
+    config = parse(["trainer", *flags]).config
     assert mid_cycle_warning(config, create_plan(config, 60000)) is None
 
 

@@ -41,8 +41,16 @@ def test_mlp() -> None:
     assert num_parameters(create_network("mlp", (28, 28, 1), 10)) == expected
 
 
-@pytest.mark.parametrize("shape", [(28, 28, 1), (11, 14, 3), (15, 12, 3)])
-@pytest.mark.parametrize("name", ["cnn", "small_cnn", "mlp"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, (28, 28, 1)) for name in ("cnn", "small_cnn", "mlp")]
+    + [
+        ("cnn", (4, 5, 3)),
+        ("small_cnn", (11, 14, 3)),
+        ("small_cnn", (15, 12, 3)),
+        ("mlp", (4, 5, 3)),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_float32(name: str, dtype: str, shape: tuple[int, int, int]) -> None:
     network = create_network(name, shape, num_classes=7, compute_dtype=dtype)

@@ -6,37 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import ROOT
+from trainer.cli.arguments import parse
 from trainer.commands.predict.inference import Predictor
-from trainer.config import TrainConfig
 from trainer.datasets import Dataset
 from trainer.run.loop import train
 
 pytestmark = pytest.mark.system
 
-DIGITS = sorted((Path(__file__).parents[1] / "digits").glob("*.png"))
+DIGITS = sorted((ROOT / "tests" / "digits").glob("*.png"))
 
 
 @pytest.fixture(scope="module")
 def predictor(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """Half of configs/fast.cfg: more than 98 % on the test split."""
     workdir = tmp_path_factory.mktemp("run")
-    config = TrainConfig(
-        data_dir=str(data_dir),
-        model="small_cnn",
-        batch_size=64,
-        num_steps=330,
-        steps_per_cycle=330,
-        lr_min=2e-4,
-        lr_max=1.2e-2,
-        cycle_up_fraction=0.25,
-        optimizer="adamw",
-        nesterov=True,
-        momentum=0.8,
-        label_smoothing=0.1,
-        standardize=True,
-        num_devices=2,
-    )
-    train(config, workdir)
+    half = ("--num_steps=330", "--steps_per_cycle=330", "--num_devices=2")
+    flags = (f"--flagfile={ROOT}/configs/fast.cfg", f"--data_dir={data_dir}", *half)
+    train(parse(["trainer", *flags]).config, workdir)
     return Predictor(workdir)
 
 

@@ -183,7 +183,6 @@ class TrainConfig:
         "decay of the weights: in the gradient (sgd), decoupled (adamw)",
         valid=NOT_NEGATIVE,
     )
-
     label_smoothing: float = option(
         0.0,
         "Optimizer",
@@ -191,6 +190,7 @@ class TrainConfig:
         "of the labels as they are",
         valid=FRACTION,
     )
+
     average_cycles: int = option(
         0,
         "Averages",
