@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from etils import epath
 
 from trainer.checkpoints.store import restore
@@ -29,6 +30,11 @@ ROOT = Path(__file__).parents[1]
 QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
 # A run of seconds that nearly always saves.
 SAVING = (*QUICK, "--num_steps=100", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
+
+
+def also(*values: Any) -> Any:
+    """Parameters for which a test proves in the system tier what others prove in the quick one."""
+    return pytest.param(*values, marks=pytest.mark.system)
 
 
 # Configurations

@@ -71,6 +71,7 @@ def test_beside_a_run_that_holds_the_workdir(mlp: TrainConfig, tmp_path: Path) -
     assert max(rates) == pytest.approx(found["lr_max"])
 
 
+@pytest.mark.system
 def test_the_steps_are_those_of_training(mlp: TrainConfig, tmp_path: Path) -> None:
     """With a rate that hardly rises, on other devices, it is the run at a constant rate."""
     on_four = dataclasses.replace(mlp, num_devices=4)

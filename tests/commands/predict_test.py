@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import also
 from trainer import cli
 from trainer.checkpoints import Checkpointer, Keeping, read_newest
 from trainer.commands.export import EXPORT_FILE, export
@@ -134,7 +135,7 @@ def test_other_data_sets(workdir: Path, tmp_path: Path) -> None:
     assert list(answer) == ["file", "label", "class", "probabilities"]
 
 
-@pytest.mark.parametrize("image_size", ["", "6x5"])
+@pytest.mark.parametrize("image_size", [also(""), "6x5"])
 def test_pictures_of_ones_own_data(tmp_path: Path, image_size: str) -> None:
     """Each is what it was when the data were prepared; the answer has the name of its class."""
     random = np.random.default_rng(0)

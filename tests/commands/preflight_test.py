@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import also
 from trainer import devices
 from trainer.commands.preflight import command, topologies
 from trainer.commands.preflight.compiled import (
@@ -128,7 +129,7 @@ def here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Tar
     return target
 
 
-@pytest.mark.parametrize("reduction", ["tree", "allreduce"])
+@pytest.mark.parametrize("reduction", ["tree", also("allreduce")])
 def test_a_report(here: Target, config: TrainConfig, reduction: str) -> None:
     config = dataclasses.replace(config, reduction=reduction)
     (report,) = command.preflight(config, ["cpu:2"])
@@ -151,6 +152,7 @@ def test_a_report(here: Target, config: TrainConfig, reduction: str) -> None:
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.system
 def test_the_moments_of_the_optimizer_are_counted(here: Target, config: TrainConfig) -> None:
     """With the tree the gradient's program does not see them, but they lie on the device."""
     needed = []
@@ -161,6 +163,7 @@ def test_the_moments_of_the_optimizer_are_counted(here: Target, config: TrainCon
     assert needed[1] - needed[0] >= 4 * (784 * 128 + 128 + 128 * 10 + 10)
 
 
+@pytest.mark.system
 def test_examples_in_each_place(here: Target, config: TrainConfig) -> None:
     """A quarter of them on each of four devices, or a few rows; the exchange is counted."""
     needed, moved = {}, {}

@@ -16,7 +16,7 @@ from trainer.processes import link, watchdog
 def hangs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a watchdog says when it would end the process; it looks often."""
     said: list[str] = []
-    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(link, "end_with_stacks", said.append)
     return said
 

@@ -5,6 +5,8 @@ import gzip
 import json
 import pathlib
 
+import pytest
+
 from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.run.loop import train
@@ -30,6 +32,7 @@ def test_run_too_short_for_a_trace_has_none(config: TrainConfig, tmp_path: pathl
     assert not (tmp_path / "profile").exists()
 
 
+@pytest.mark.system
 def test_run_that_ends_inside_the_trace_has_its_part(
     config: TrainConfig, tmp_path: pathlib.Path
 ) -> None:

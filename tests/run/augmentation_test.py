@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import assert_same_run, read_metrics, smallest_run
+from tests.helpers import also, assert_same_run, read_metrics, smallest_run
 from trainer.checkpoints import read_newest
 from trainer.commands import find_lr, inspection, verify_resume
 from trainer.config import TrainConfig
@@ -28,7 +28,7 @@ def augment(key, image):
 """
 
 
-@pytest.fixture(params=["shift", "own.py:augment"])
+@pytest.fixture(params=["shift", also("own.py:augment")])
 def config(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> TrainConfig:
@@ -74,6 +74,7 @@ def test_a_killed_run_goes_on_as_the_unbroken_one(
     assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
 
 
+@pytest.mark.system
 def test_the_same_with_several_steps_a_call(config: TrainConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(config, reduction="allreduce")
     for steps in (1, 4):

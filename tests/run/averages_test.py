@@ -168,6 +168,7 @@ def test_without_a_best_one(config: TrainConfig, averaged_run: Path) -> None:
         Selection("best").load(averaged_run)
 
 
+@pytest.mark.system
 def test_an_ensemble_is_the_mean_of_probabilities(config: TrainConfig, averaged_run: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (20, 6, 6, 1), np.uint8)
     members = [load_checkpoint(averaged_run, step) for step in (8, 12, 16)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import assert_same_run, read_metrics, smallest_run
+from tests.helpers import also, assert_same_run, read_metrics, smallest_run
 from trainer import devices
 from trainer.commands import inspection
 from trainer.commands.find_lr import find_lr
@@ -66,7 +66,7 @@ def rows_of(job: Job, num_steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_devices", [also(1), also(2), 4, also(8)])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_one_digest(
     config: TrainConfig, reference: Path, tmp_path: Path, placement: str, num_devices: int
@@ -77,7 +77,8 @@ def test_one_digest(
     assert_same_run(tmp_path, reference)
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.system), 4])
+@pytest.mark.system
+@pytest.mark.parametrize("num_devices", [1, 4])
 def test_one_digest_with_allreduce(config: TrainConfig, tmp_path: Path, num_devices: int) -> None:
     """The devices take the same rows and add in the same order; steps of several to a call, too."""
     given = dataclasses.replace(config, reduction="allreduce", num_devices=num_devices)
@@ -150,6 +151,7 @@ def test_evaluate(config: TrainConfig, reference: Path, placement: str, num_devi
         assert (found["loss"], found["accuracy"]) == (expected["loss"], expected["accuracy"])
 
 
+@pytest.mark.system
 def test_find_lr(config: TrainConfig, tmp_path: Path) -> None:
     curves = set()
     for placement in PLACEMENTS:

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests import torch_table
-from tests.helpers import schedule_named
+from tests.helpers import also, schedule_named
 from trainer import devices
 from trainer.config import TrainConfig
 from trainer.schedules.cyclical import (
@@ -243,10 +243,11 @@ def test_family_is_its_formula_in_fractions(
 @pytest.mark.parametrize(
     ("name", "gamma", "rates", "steps_per_cycle"),
     [
-        *[(name, gamma, (3e-3, 3e-2), 117) for name, gamma in FAMILY],
-        ("triangular2", 1.0, (0, 3), 2),
-        ("exp_range", 0.99994, (1e-7, 0.1), 4001),
-        ("exp_range_boundaries", 0.99994, (0, 3), 2),
+        ("exp_range_boundaries", 0.99994, (3e-3, 3e-2), 117),
+        *[also(name, gamma, (3e-3, 3e-2), 117) for name, gamma in FAMILY],
+        also("triangular2", 1.0, (0, 3), 2),
+        also("exp_range", 0.99994, (1e-7, 0.1), 4001),
+        also("exp_range_boundaries", 0.99994, (0, 3), 2),
     ],
 )
 def test_family_up_to_a_million_steps(

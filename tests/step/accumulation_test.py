@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import assert_same_bits
+from tests.helpers import also, assert_same_bits
 from tests.step.reductions_test import run
 from trainer import devices
 from trainer.datasets import Dataset
@@ -20,7 +20,7 @@ from trainer.step.train_step import TwoPrograms, create_train_step
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "accumulation_steps"), [(1, 2), (1, 8), (2, 4)], ids=lambda n: str(n)
+    ("num_devices", "accumulation_steps"), [also(1, 2), also(1, 8), (2, 4)], ids=lambda n: str(n)
 )
 def test_with_the_tree_the_same_bits(
     mnist: Dataset, num_devices: int, accumulation_steps: int
@@ -39,7 +39,7 @@ def test_with_the_tree_the_same_bits_of_the_cnn(mnist: Dataset) -> None:
         assert_same_bits(run(mnist, num_devices, accumulation_steps=pieces, **given), expected)
 
 
-@pytest.mark.parametrize("loops", [False, True], ids=["unrolled", "in a loop"])
+@pytest.mark.parametrize("loops", [also(False), True], ids=["unrolled", "in a loop"])
 def test_with_allreduce_the_same_sum(
     mnist: Dataset, loops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

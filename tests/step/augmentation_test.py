@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import assert_same_bits
+from tests.helpers import also, assert_same_bits
 from trainer import devices
 from trainer.datasets import Dataset
 from trainer.step.augmentation import Augmentation, shift
@@ -135,7 +135,8 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("reduction", "num_devices"), [("tree", 1), ("tree", 4), ("allreduce", 1), ("allreduce", 8)]
+    ("reduction", "num_devices"),
+    [also("tree", 1), ("tree", 4), also("allreduce", 1), also("allreduce", 8)],
 )
 def test_the_step_trains_on_shifted_images(
     mnist: Dataset, reduction: str, num_devices: int
@@ -169,6 +170,7 @@ def test_the_same_bits_on_every_number_of_devices(
         assert_same_bits(run(mnist, augmentation, num_devices, 3), expected)
 
 
+@pytest.mark.system
 def test_own_arithmetic_works_with_allreduce(mnist: Dataset) -> None:
     one, eight = (run(mnist, Augmentation(rotate), count, 2, "allreduce") for count in (1, 8))
     np.testing.assert_allclose(one[1][1]["loss"], eight[1][1]["loss"], rtol=1e-5)

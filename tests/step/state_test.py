@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import also
 from trainer import devices
 from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
 from trainer.step.state import abstract_train_state, create_train_state, train_state_init
 
 
-@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.system)])
+@pytest.mark.parametrize("model", ["mlp", also("cnn")])
 def test_first_state_does_not_depend_on_the_devices(model: str) -> None:
     tx = create_optimizer("adamw", 0.9, False, 0.1)
     init = train_state_init(create_network(model, (28, 28, 1), 10), tx, 3)
@@ -21,7 +22,7 @@ def test_first_state_does_not_depend_on_the_devices(model: str) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.system)])
+@pytest.mark.parametrize("model", ["mlp", also("cnn")])
 def test_first_state_is_that_of_a_program_compiled_for_speed(model: str) -> None:
     tx = create_optimizer("adamw", 0.9, False, 0.1)
     init = train_state_init(create_network(model, (28, 28, 1), 10), tx, 3)

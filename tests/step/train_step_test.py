@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.helpers import schedule_named
+from tests.helpers import also, schedule_named
 from trainer import devices
 from trainer.datasets import Dataset
 from trainer.schedules.cyclical import (
@@ -74,7 +74,7 @@ def test_there_are_devices_to_test_with() -> None:
     assert len(jax.devices()) == 8
 
 
-@pytest.mark.parametrize("model_name", ["mlp", pytest.param("cnn", marks=pytest.mark.system)])
+@pytest.mark.parametrize("model_name", ["mlp", also("cnn")])
 def test_one_step_on_eight_devices_is_one_step_on_one(mnist: Dataset, model_name: str) -> None:
     state_1, metrics_1 = run_steps(mnist, 1, model_name)
     state_8, metrics_8 = run_steps(mnist, 8, model_name)
@@ -147,7 +147,7 @@ def test_the_counter_drives_the_rate(mnist: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reduction"),
-    [("triangular2", "tree"), ("exp_range", "allreduce"), ("exp_range_boundaries", "tree")],
+    [also("triangular2", "tree"), also("exp_range", "allreduce"), ("exp_range_boundaries", "tree")],
 )
 def test_the_bits_of_the_schedules_in_the_step(mnist: Dataset, name: str, reduction: str) -> None:
     """Compiled with the update that reads them, they are what they are alone."""

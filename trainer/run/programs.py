@@ -27,9 +27,9 @@ from trainer.step import (
     TrainState,
     averaged,
     check_first_state,
+    compile_first_state,
     create_evaluate,
     create_replica_check,
-    create_train_state,
     create_train_step,
     create_train_steps,
     lower_eval_step,
@@ -49,6 +49,8 @@ class Programs:
     """What the devices execute.
 
     Attributes:
+      first_state: makes, in the background once it is begun, the program that makes the state
+        before the first update.
       train_steps: (state, examples, batches, count) -> (state, metrics); see
         `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
       epoch_batches: the order of the data: see `order.create_epoch_batches`, or for streamed
@@ -61,6 +63,7 @@ class Programs:
       audit: see `audit.create_audit`; does nothing unless the run asks for it.
     """
 
+    first_state: Later[Callable[[], TrainState]]
     train_steps: TrainSteps
     epoch_batches: Callable[[Any], Any]
     evaluation: Later[Evaluate]
@@ -88,7 +91,7 @@ def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
         if job.restored:
             state = resumed_state(job, job.restored)
         else:
-            state = create_train_state(job.init, devices.replicated(job.mesh))
+            state = programs.first_state.result()()
             check_first_state(state)
         clock.enter(DATA)
         data = data_of(job, opening.result(), programs.epoch_batches)
@@ -103,7 +106,11 @@ def compile_programs(job: Job) -> Programs:
     """
     state = job.abstract_state
     evaluation = Later(partial(_compile_evaluation, job))
+    first_state = Later(partial(compile_first_state, job.init, devices.replicated(job.mesh)))
+    if not job.restored:
+        first_state.begin()
     return Programs(
+        first_state=first_state,
         train_steps=_compile_steps(job),
         epoch_batches=compile_epoch_on_host(job)
         if job.placement == STREAMED

@@ -61,12 +61,23 @@ def train_state_init(
     return init
 
 
-def create_train_state(init: Callable[[], TrainState], sharding: NamedSharding) -> TrainState:
-    """Return the state before the first update, laid out as `sharding` says."""
+def compile_first_state(
+    init: Callable[[], TrainState], sharding: NamedSharding
+) -> Callable[[], TrainState]:
+    """Return the program that makes the state before the first update.
+
+    Args:
+      init: see `train_state_init`.
+      sharding: of the state.
+    """
     assert isinstance(sharding.mesh, Mesh)
     lowered = jax.jit(init, out_shardings=sharding).lower()
-    state: TrainState = devices.compile_quickly(lowered, sharding.mesh)()
-    return state
+    return devices.compile_quickly(lowered, sharding.mesh)
+
+
+def create_train_state(init: Callable[[], TrainState], sharding: NamedSharding) -> TrainState:
+    """Return the state before the first update, laid out as `sharding` says."""
+    return compile_first_state(init, sharding)()
 
 
 def check_first_state(state: TrainState) -> None:
