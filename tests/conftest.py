@@ -38,9 +38,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """The quick tier on up to four cores; the others on two, as theirs start processes."""
+    """The quick tier on up to four cores; the others start processes, and wait for some of them."""
+    cores = len(os.sched_getaffinity(0))
     quick = "not system" in config.option.markexpr
-    return min(len(os.sched_getaffinity(0)), 4 if quick else 2)
+    return min(cores, 4) if quick else min(cores + 1, 3)
 
 
 @pytest.fixture(scope="session")

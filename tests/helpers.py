@@ -27,7 +27,7 @@ from trainer.schedules import create_plan, create_schedule
 ROOT = Path(__file__).parents[1]
 
 # A run of a second; the end of a cycle, an epoch (20 steps) and a checkpoint never fall together.
-QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7")
+QUICK = ("--model=mlp", "--batch_size=3000", "--steps_per_cycle=7", "--noreport")
 # A run of seconds that nearly always saves.
 SAVING = (*QUICK, "--num_steps=100", "--checkpoint_every_steps=5", "--keep_checkpoints=2")
 

@@ -95,10 +95,9 @@ def test_the_same_bits_on_every_number_of_devices(
 @pytest.mark.system
 @pytest.mark.parametrize("model_name", ["cnn", "small_cnn"])
 def test_the_same_bits_with_convolutions(mnist: Dataset, model_name: str) -> None:
+    """On 2 and 4 devices, too, in the slow tier."""
     given = {"model_name": model_name, "num_steps": 6, "batch_size": 96}
-    expected = run(mnist, 1, **given)
-    for num_devices in (2, 4, 8):
-        assert_same_bits(run(mnist, num_devices, **given), expected)
+    assert_same_bits(run(mnist, 8, **given), run(mnist, 1, **given))
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Augmentation as a user runs it: the page works as pasted, and the bits are the same anywhere."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.helpers import (
     save_first,
     wait_for_checkpoint,
 )
+from trainer.commands.inspection import inspect
 from trainer.datasets import Dataset
 
 pytestmark = pytest.mark.system
@@ -74,10 +74,7 @@ def test_the_same_bits_on_devices_processes_and_after_kills(
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
         assert_no_traceback(error)
-    found = [
-        json.loads(trainer("inspect", f"--workdir={name}").stdout)["digest"]
-        for name in ("whole", "killed", "shared")
-    ]
+    found = [inspect(tmp_path / name)["digest"] for name in ("whole", "killed", "shared")]
     assert found == [found[0]] * 3
     records = [read_metrics(tmp_path / name) for name in ("whole", "killed", "shared")]
     assert records == [records[0]] * 3

@@ -30,7 +30,7 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
 
 
 def test_commands_end_to_end(trainer, tmp_path: Path) -> None:
-    done = trainer("--workdir=run", *QUICK, "--num_steps=30")
+    done = trainer("--workdir=run", *QUICK, "--report", "--num_steps=30")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "test accuracy" in done.stderr
@@ -49,7 +49,7 @@ def test_commands_end_to_end(trainer, tmp_path: Path) -> None:
         assert reported.returncode == 0, reported.stderr
         drawn.append(picture.read_bytes())
     assert drawn[0] == drawn[1]
-    again = trainer("--workdir=run", *QUICK, "--num_steps=30")
+    again = trainer("--workdir=run", *QUICK, "--report", "--num_steps=30")
     assert again.returncode == 0
     assert "is complete" in again.stderr
 

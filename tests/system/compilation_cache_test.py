@@ -16,7 +16,7 @@ def test_second_run_compiles_nothing_anew(
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_LOGGING_LEVEL", "DEBUG")
-    flags = ("--model=mlp", "--num_steps=1")
+    flags = ("--model=mlp", "--num_steps=1", "--noreport")
     results = [trainer(*flags, f"--workdir=run{i}") for i in range(2)]
     wrote = ["Writing jit_gradient to persistent" in result.stderr for result in results]
     found = ["cache hit for 'jit_gradient'" in result.stderr for result in results]

@@ -25,7 +25,10 @@ from tests.helpers import (
 pytestmark = pytest.mark.system
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-LONG = ("--workdir=run", "--model=mlp", "--num_steps=1000000", "--num_cpu_devices=1")
+LONG = (
+    *("--workdir=run", "--model=mlp", "--num_steps=1000000", "--num_cpu_devices=1"),
+    "--noreport",
+)
 # Seconds that any process may take to leave; the machine may be busy.
 SECONDS = 20
 

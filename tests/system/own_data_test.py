@@ -22,7 +22,10 @@ WRITE_DOWN = (
     "import atexit, pathlib, sys; atexit.register(lambda: "
     "pathlib.Path('imported.txt').write_text(str('tensorflow' in sys.modules)))"
 )
-SHORT = ("--model=mlp", "--batch_size=25", "--num_epochs=8", "--num_devices=1", "--data_dir=data")
+SHORT = (
+    *("--model=mlp", "--batch_size=25", "--num_epochs=8", "--num_devices=1", "--data_dir=data"),
+    "--noreport",
+)
 
 
 def save_pictures(folder: pathlib.Path, mnist: Dataset) -> None:

@@ -20,6 +20,7 @@ from tests.helpers import (
     trainer_environment,
     wait_for_checkpoint,
 )
+from trainer.commands.inspection import inspect
 from trainer.datasets import Dataset
 
 pytestmark = pytest.mark.system
@@ -38,12 +39,6 @@ def flags(tmp_path: pathlib.Path, mnist: Dataset) -> tuple[str, ...]:
     save_first(mnist, tmp_path / "small.npz", 512, 100)
     rates = ("--lr_min=5e-4", "--lr_max=5e-3", "--steps_per_cycle=5")
     return (*NETWORK, *QUIET, *rates, "--dataset=small.npz", "--batch_size=64")
-
-
-def inspected(trainer: Callable, workdir: str) -> dict:
-    done = trainer("inspect", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
@@ -82,24 +77,21 @@ def test_the_page_works_as_pasted(tmp_path: pathlib.Path, data_dir: pathlib.Path
 
 
 def test_the_same_bits_on_other_devices_and_processes(
-    trainer: Callable, start_one_of: Callable, flags: tuple[str, ...]
+    trainer: Callable, start_one_of: Callable, flags: tuple[str, ...], tmp_path: pathlib.Path
 ) -> None:
-    """One process with a device, one with 8, and two."""
+    """One process with 8, and two with one each."""
     flags = (*flags, "--num_steps=6")
-    digests = set()
-    for number in (1, 8):
-        run = f"--workdir=run{number}"
-        done = trainer(*flags, run, "--num_cpu_devices=8", f"--num_devices={number}")
-        assert done.returncode == 0, done.stderr
-        digests.add(inspected(trainer, f"run{number}")["digest"])
+    done = trainer(*flags, "--workdir=alone", "--num_cpu_devices=8")
+    assert done.returncode == 0, done.stderr
+    alone = inspect(tmp_path / "alone")
     port = free_port()
     pair = [start_one_of(i, 2, port, *flags, "--num_cpu_devices=1") for i in range(2)]
     for process in pair:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
-    found = inspected(trainer, "run")
-    assert (found["num_devices"], found["num_processes"]) == (2, 2)
-    assert digests == {found["digest"]}
+    found = inspect(tmp_path / "run")
+    assert (alone["num_devices"], found["num_devices"], found["num_processes"]) == (8, 2, 2)
+    assert alone["digest"] == found["digest"]
 
 
 @pytest.mark.slow
@@ -111,7 +103,7 @@ def test_three_kills_with_other_devices_change_no_bit(
     for number in (1, 2, 4, 8):
         done = trainer(*flags, f"--workdir=whole{number}", f"--num_devices={number}")
         assert done.returncode == 0, done.stderr
-    digests = {inspected(trainer, f"whole{number}")["digest"] for number in (1, 2, 4, 8)}
+    digests = {inspect(tmp_path / f"whole{number}")["digest"] for number in (1, 2, 4, 8)}
     for number, step in ((8, 10), (2, 25), (4, 40)):
         process = start(*flags, f"--num_devices={number}")
         wait_for_checkpoint(tmp_path / "run", step, process)
@@ -120,7 +112,7 @@ def test_three_kills_with_other_devices_change_no_bit(
         assert max(checkpoint_steps(tmp_path / "run")) < 60
     done = trainer(*flags, "--num_devices=1")
     assert done.returncode == 0, done.stderr
-    assert {inspected(trainer, "run")["digest"]} == digests
+    assert {inspect(tmp_path / "run")["digest"]} == digests
     lines = [read_metrics(tmp_path / name, "train") for name in ("run", "whole8")]
     assert lines[0] == lines[1]
 

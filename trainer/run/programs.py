@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -49,8 +49,8 @@ class Programs:
     """What the devices execute.
 
     Attributes:
-      first_state: makes, in the background once it is begun, the program that makes the state
-        before the first update.
+      first_state: () -> the state before the first update; compiled when it is asked for, as a
+        run that resumes has no use for it.
       train_steps: (state, examples, batches, count) -> (state, metrics); see
         `several_steps.create_train_steps`. The metrics are scalars if config.steps_per_call is 1.
       epoch_batches: the order of the data: see `order.create_epoch_batches`, or for streamed
@@ -63,7 +63,7 @@ class Programs:
       audit: see `audit.create_audit`; does nothing unless the run asks for it.
     """
 
-    first_state: Later[Callable[[], TrainState]]
+    first_state: Callable[[], TrainState]
     train_steps: TrainSteps
     epoch_batches: Callable[[Any], Any]
     evaluation: Later[Evaluate]
@@ -91,7 +91,7 @@ def start(job: Job, clock: Clock) -> tuple[Programs, Data, TrainState]:
         if job.restored:
             state = resumed_state(job, job.restored)
         else:
-            state = programs.first_state.result()()
+            state = programs.first_state()
             check_first_state(state)
         clock.enter(DATA)
         data = data_of(job, opening.result(), programs.epoch_batches)
@@ -106,11 +106,9 @@ def compile_programs(job: Job) -> Programs:
     """
     state = job.abstract_state
     evaluation = Later(partial(_compile_evaluation, job))
-    first_state = Later(partial(compile_first_state, job.init, devices.replicated(job.mesh)))
-    if not job.restored:
-        first_state.begin()
+    compile_first = cache(partial(compile_first_state, job.init, devices.replicated(job.mesh)))
     return Programs(
-        first_state=first_state,
+        first_state=lambda: compile_first()(),
         train_steps=_compile_steps(job),
         epoch_batches=compile_epoch_on_host(job)
         if job.placement == STREAMED
