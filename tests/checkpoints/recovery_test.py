@@ -24,7 +24,7 @@ from trainer.checkpoints.store import Checkpointer
 from trainer.errors import RunError, UsageError
 from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
-from trainer.step.state import create_train_state, leaf_name, train_state_init
+from trainer.step.state import compile_first_state, leaf_name, train_state_init
 
 INIT = train_state_init(
     create_network("mlp", (28, 28, 1), 10), create_optimizer("sgd", 0.9, False, 0.0), 0
@@ -39,7 +39,7 @@ def replicated():
 @pytest.fixture(scope="module")
 def states() -> dict[int, dict[str, np.ndarray]]:
     """Three states by leaf name, whose numbers tell the step."""
-    first = jax.tree_util.tree_flatten_with_path(create_train_state(INIT, replicated()))[0]
+    first = jax.tree_util.tree_flatten_with_path(compile_first_state(INIT, replicated())())[0]
     return {
         step: {leaf_name(path): np.asarray(leaf + step) for path, leaf in first} for step in STEPS
     }

@@ -15,7 +15,7 @@ from trainer.checkpoints.store import Checkpointer, DamagedError, restore
 from trainer.errors import RunError
 from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
-from trainer.step.state import TrainState, create_train_state, leaf_name, train_state_init
+from trainer.step.state import TrainState, compile_first_state, leaf_name, train_state_init
 
 
 def init():
@@ -35,7 +35,7 @@ def replicated(num_devices: int):
 def first_state(num_devices: int) -> TrainState:
     if num_devices > 1:
         return jax.device_put(first_state(1), replicated(num_devices))
-    return create_train_state(init(), replicated(1))
+    return compile_first_state(init(), replicated(1))()
 
 
 def state_at(step: int, num_devices: int = 8) -> TrainState:

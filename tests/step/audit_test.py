@@ -18,7 +18,7 @@ from trainer.step import audit, train_step
 from trainer.step.batches import epoch_batches
 from trainer.step.examples import REPLICATED, STREAMED, Examples, place_examples
 from trainer.step.networks import create_network
-from trainer.step.state import TrainState, create_train_state, train_state_init
+from trainer.step.state import TrainState, compile_first_state, train_state_init
 
 NUM_DEVICES, NUM_EXAMPLES, BATCH = 4, 256, 32
 LEAVES = ["dense1/bias", "dense1/kernel", "dense2/bias", "dense2/kernel"]
@@ -35,7 +35,7 @@ def prepare(
     everywhere = devices.replicated(mesh)
     network = create_network("mlp", (28, 28, 1), 10)
     init = train_state_init(network, optax.sgd(0.1), 0)
-    state = create_train_state(init, everywhere)
+    state = compile_first_state(init, everywhere)()
     images, labels = mnist.train_images[:NUM_EXAMPLES], mnist.train_labels[:NUM_EXAMPLES]
     rows = epoch_batches(0, 0, NUM_EXAMPLES, BATCH)
     if placement == STREAMED:

@@ -16,7 +16,7 @@ from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
 from trainer.step.own_augmentation import create_augmentation
 from trainer.step.randomness import augmentation_keys, dropout_key, root_key
-from trainer.step.state import create_train_state, train_state_init
+from trainer.step.state import compile_first_state, train_state_init
 from trainer.step.train_step import create_train_step
 
 BATCH_SIZE, NUM_TRAIN, SEED = 64, 256, 5
@@ -110,7 +110,7 @@ def run(
     everywhere = devices.replicated(mesh)
     network = create_network("mlp", (28, 28, 1), 10)
     tx = create_optimizer("sgd", 0.9, False, 0.0)
-    state = create_train_state(train_state_init(network, tx, SEED), everywhere)
+    state = compile_first_state(train_state_init(network, tx, SEED), everywhere)()
     images = mnist.train_images[:NUM_TRAIN] if images is None else images
     examples = place_examples(images, mnist.train_labels[:NUM_TRAIN], 0.13, 0.31, everywhere)
     batches = epoch_batches(SEED, 0, NUM_TRAIN, BATCH_SIZE)

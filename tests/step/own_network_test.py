@@ -14,7 +14,7 @@ from trainer.step.batches import epoch_batches
 from trainer.step.examples import place_examples
 from trainer.step.functional import Network
 from trainer.step.optimizers import create_optimizer
-from trainer.step.state import TrainState, create_train_state, train_state_init
+from trainer.step.state import TrainState, compile_first_state, train_state_init
 from trainer.step.train_step import create_train_step
 
 RATE, BATCH_SIZE, NUM_TRAIN, SHARDS = 0.5, 64, 256, 8
@@ -58,7 +58,7 @@ def run(
     everywhere = devices.replicated(mesh)
     network = Network(lambda key: module(rngs=nnx.Rngs(key)))
     tx = create_optimizer("sgd", 0.0, False, 0.0)
-    state = create_train_state(train_state_init(network, tx, 0), everywhere)
+    state = compile_first_state(train_state_init(network, tx, 0), everywhere)()
     before = jax.device_get(state)
     images, labels = mnist.train_images[:NUM_TRAIN], mnist.train_labels[:NUM_TRAIN]
     examples = place_examples(images, labels, 0.0, 1.0, everywhere)

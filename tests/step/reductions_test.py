@@ -25,7 +25,7 @@ from trainer.step.optimizers import create_optimizer
 from trainer.step.reductions import choose_reduction
 from trainer.step.state import (
     TrainState,
-    create_train_state,
+    compile_first_state,
     train_state_init,
 )
 from trainer.step.train_step import create_train_step
@@ -57,7 +57,7 @@ def run(
     replicated = devices.replicated(mesh)
     model, tx = create_network(model_name, (28, 28, 1), 10), OPTIMIZERS[optimizer]
     schedule = create_triangular_schedule(*RATES[optimizer], 13)
-    state = create_train_state(train_state_init(model, tx, 0), replicated)
+    state = compile_first_state(train_state_init(model, tx, 0), replicated)()
     images, labels = mnist.train_images[:NUM_TRAIN], mnist.train_labels[:NUM_TRAIN]
     examples = place_examples(images, labels, mnist.pixel_mean, mnist.pixel_std, replicated)
     batches = epoch_batches(0, 0, NUM_TRAIN, batch_size)
@@ -168,7 +168,7 @@ def test_state_is_replicated_and_donated(mnist: Dataset) -> None:
     mesh = devices.create_mesh("cpu", 4)
     replicated = devices.replicated(mesh)
     model, tx = create_network("mlp", (28, 28, 1), 10), OPTIMIZERS["sgd"]
-    first = state = create_train_state(train_state_init(model, tx, 0), replicated)
+    first = state = compile_first_state(train_state_init(model, tx, 0), replicated)()
     examples = place_examples(
         mnist.train_images[:64], mnist.train_labels[:64], 0.0, 1.0, replicated
     )

@@ -9,14 +9,14 @@ from trainer.errors import RunError
 from trainer.step.networks import create_network
 from trainer.step.optimizers import create_optimizer
 from trainer.step.replicas import create_replica_check
-from trainer.step.state import TrainState, create_train_state, train_state_init
+from trainer.step.state import TrainState, compile_first_state, train_state_init
 
 
 def first_state(num_devices: int) -> tuple[TrainState, jax.sharding.Mesh]:
     mesh = devices.create_mesh("cpu", num_devices)
     tx = create_optimizer("adamw", 0.9, False, 0.0)
     init = train_state_init(create_network("mlp", (28, 28, 1), 10), tx, 0)
-    one = create_train_state(init, devices.replicated(devices.create_mesh("cpu", 1)))
+    one = compile_first_state(init, devices.replicated(devices.create_mesh("cpu", 1)))()
     return jax.device_put(one, devices.replicated(mesh)), mesh
 
 

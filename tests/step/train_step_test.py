@@ -22,7 +22,7 @@ from trainer.step.optimizers import create_optimizer
 from trainer.step.state import (
     TrainState,
     abstract_train_state,
-    create_train_state,
+    compile_first_state,
     train_state_init,
 )
 from trainer.step.train_step import Metrics, create_train_step
@@ -48,7 +48,7 @@ def run_steps(
     mesh = devices.create_mesh("cpu", num_devices)
     replicated = devices.replicated(mesh)
     model = create_network(model_name, (28, 28, 1), 10)
-    state = create_train_state(train_state_init(model, tx, 0), replicated)
+    state = compile_first_state(train_state_init(model, tx, 0), replicated)()
     train_step = create_train_step(
         model,
         tx,
@@ -79,10 +79,10 @@ def test_one_step_on_eight_devices_is_one_step_on_one(mnist: Dataset, model_name
     state_1, metrics_1 = run_steps(mnist, 1, model_name)
     state_8, metrics_8 = run_steps(mnist, 8, model_name)
     mesh = devices.create_mesh("cpu", 1)
-    start = create_train_state(
+    start = compile_first_state(
         train_state_init(create_network(model_name, (28, 28, 1), 10), SGD, 0),
         devices.replicated(mesh),
-    )
+    )()
     for name in ("loss", "accuracy", "learning_rate"):
         np.testing.assert_allclose(metrics_8[0][name], metrics_1[0][name], rtol=1e-5)
     # The updates, not the parameters: a gradient 8 times too large would hide in the parameters.
@@ -205,7 +205,7 @@ def test_state_is_replicated_and_donated(mnist: Dataset) -> None:
     replicated = devices.replicated(mesh)
     model = create_network("mlp", (28, 28, 1), 10)
     init = train_state_init(model, SGD, 0)
-    state = create_train_state(init, replicated)
+    state = compile_first_state(init, replicated)()
     examples = place_examples(
         mnist.train_images[:64], mnist.train_labels[:64], 0.0, 1.0, replicated
     )

@@ -35,7 +35,6 @@ from trainer.step.state import TrainState as TrainState
 from trainer.step.state import abstract_train_state as abstract_train_state
 from trainer.step.state import check_first_state as check_first_state
 from trainer.step.state import compile_first_state as compile_first_state
-from trainer.step.state import create_train_state as create_train_state
 from trainer.step.state import leaf_name as leaf_name
 from trainer.step.state import match_leaves as match_leaves
 from trainer.step.state import train_state_init as train_state_init

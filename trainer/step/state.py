@@ -75,11 +75,6 @@ def compile_first_state(
     return devices.compile_quickly(lowered, sharding.mesh)
 
 
-def create_train_state(init: Callable[[], TrainState], sharding: NamedSharding) -> TrainState:
-    """Return the state before the first update, laid out as `sharding` says."""
-    return compile_first_state(init, sharding)()
-
-
 def check_first_state(state: TrainState) -> None:
     """Refuse to train from parameters that are not finite.
 
