@@ -8,6 +8,7 @@ step (status 75), and at last the command again, whose status is known.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -140,6 +141,9 @@ def leave(status: int, at_once: bool) -> NoReturn:
         sys.stderr.flush()
     if at_once:
         os._exit(status)
+    # On its way out Python would look for garbage among all that was imported and traced: for up
+    # to a second.
+    gc.freeze()
     sys.exit(status)
 
 
