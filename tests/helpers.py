@@ -33,7 +33,7 @@ SAVING = (*QUICK, "--num_steps=100", "--checkpoint_every_steps=5", "--keep_check
 
 
 def also(*values: Any) -> Any:
-    """Parameters for which a test proves in the system tier what others prove in the quick one."""
+    """More parameters of a quick test, for the system tier."""
     return pytest.param(*values, marks=pytest.mark.system)
 
 

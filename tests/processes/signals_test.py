@@ -1,11 +1,13 @@
 """A signal sets a flag; the run saves, says so, and the same command resumes."""
 
+import gc
 import os
 import signal
 import threading
 
 import pytest
 
+from trainer.processes import signals
 from trainer.processes.signals import StopRequest
 
 
@@ -31,3 +33,15 @@ def test_no_handlers_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_leaving_looks_for_no_garbage() -> None:
+    """What a command leaves behind is frozen; here it is given back to the collector."""
+    before, responsible = gc.get_freeze_count(), list(signals._responsible)
+    try:
+        with pytest.raises(SystemExit, match="75"):
+            signals.leave(75, at_once=False)
+        assert gc.get_freeze_count() > before + 10_000
+    finally:
+        gc.unfreeze()
+        signals._responsible[:] = responsible

@@ -243,8 +243,8 @@ def test_family_is_its_formula_in_fractions(
 @pytest.mark.parametrize(
     ("name", "gamma", "rates", "steps_per_cycle"),
     [
-        ("exp_range_boundaries", 0.99994, (3e-3, 3e-2), 117),
-        *[also(name, gamma, (3e-3, 3e-2), 117) for name, gamma in FAMILY],
+        *[also(name, gamma, (3e-3, 3e-2), 117) for name, gamma in FAMILY[:-2]],
+        *[(name, gamma, (3e-3, 3e-2), 117) for name, gamma in FAMILY[-2:]],
         also("triangular2", 1.0, (0, 3), 2),
         also("exp_range", 0.99994, (1e-7, 0.1), 4001),
         also("exp_range_boundaries", 0.99994, (0, 3), 2),
