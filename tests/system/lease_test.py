@@ -9,6 +9,7 @@ import time
 import pytest
 from etils import epath
 
+from tests.helpers import SAVING, free_port, wait_for_checkpoint
 from trainer.errors import RunError, UsageError
 from trainer.workdir.lock import LOCK_FILE, lock
 
@@ -41,18 +42,48 @@ def holder(remote_workdir: str):
         process.kill()
 
 
-def test_a_lease_is_kept_while_its_holder_lives_and_free_when_it_was_killed(holder, lease) -> None:
+def test_a_lease_is_refused_while_its_holder_lives_and_taken_when_it_was_killed(
+    holder, lease, caplog: pytest.LogCaptureFixture
+) -> None:
     time.sleep(3)
     message = r"is being written by the other trainer, which said so \d s ago; use another"
     with pytest.raises(UsageError, match=message), lease():
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with pytest.raises(UsageError, match=r"if it was killed, in [12] s"), lease():
-        pass
-    time.sleep(2.1)
+    caplog.clear()
+    began = time.monotonic()
     with lease() as taken:
+        assert 0.5 < time.monotonic() - began < 4
         taken.confirm()
+    assert "if it was killed, its lease ends in" in caplog.text
+
+
+def test_one_that_is_given_back_meanwhile_is_taken(lease) -> None:
+    first = lease(seconds=60)
+    first.__enter__()
+    giving_back = threading.Timer(1, first.__exit__)
+    giving_back.start()
+    began = time.monotonic()
+    with lease() as taken:
+        assert time.monotonic() - began < 10
+        taken.confirm()
+    giving_back.join()
+
+
+def test_a_process_that_another_one_ends_gives_the_lease_back(
+    start_one_of, remote_workdir: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Process 1 is killed: the same command resumes the run, and does not wait for process 0."""
+    workdir, port = epath.Path(remote_workdir), free_port()
+    flags = (*SAVING, "--num_steps=1000000", f"--workdir={remote_workdir}")
+    pair = [start_one_of(i, 2, port, *flags) for i in range(2)]
+    wait_for_checkpoint(workdir, process=pair[1])
+    pair[1].kill()
+    _, error = pair[0].communicate(timeout=60)
+    assert pair[0].returncode == 2, error
+    with lock(workdir):
+        assert "waiting" not in caplog.text
 
 
 def test_a_lease_that_was_given_back_is_free(lease) -> None:
@@ -73,7 +104,7 @@ def test_of_many_at_once_one_gets_it(lease) -> None:
     def take(number: int) -> None:
         start.wait()
         try:
-            with lease(f"trainer {number}"):
+            with lease(f"trainer {number}", seconds=2.0):
                 results.append("taken")
                 done.wait()
         except UsageError:
@@ -111,7 +142,10 @@ def test_an_answer_that_was_lost_on_its_way_loses_no_lease(lease) -> None:
         assert taken._generation > before
 
 
-def test_the_lock_of_a_workdir_in_a_bucket_is_a_lease(remote_workdir: str) -> None:
+def test_the_lock_of_a_workdir_in_a_bucket_is_a_lease(
+    remote_workdir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.workdir.lease._RENEW_SECONDS", 0.5)
     message = f"--workdir={remote_workdir} is being written by process .* on "
     with lock(epath.Path(remote_workdir)) as held:
         held.confirm()

@@ -2,6 +2,7 @@
 
 from trainer.processes.link import first_process_first as first_process_first
 from trainer.processes.link import gather as gather
+from trainer.processes.link import if_ended as if_ended
 from trainer.processes.link import is_first as is_first
 from trainer.processes.link import joined as joined
 from trainer.processes.link import several as several

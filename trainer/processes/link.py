@@ -32,6 +32,8 @@ _BEAT_SECONDS = 2.0
 _SILENCE_SECONDS = 25.0
 # How long it may take to write down where all threads are: the reader of a pipe may be stuck, too.
 _STACKS_SECONDS = 5.0
+# How long a process that another one ends may take to give back what it holds.
+_GIVE_BACK_SECONDS = 3.0
 
 
 class _Link:
@@ -41,6 +43,7 @@ class _Link:
       cluster: which of them it is.
       connections: to all others in process 0, to process 0 elsewhere.
       report_progress: returns what this process's watchdog says; the others are sent it.
+      if_ended: called with the exit status when another process ends this one.
     """
 
     def __init__(self, cluster: Cluster, connections: list[Connection]):
@@ -48,6 +51,7 @@ class _Link:
         self.cluster = cluster
         self.connections = connections
         self.report_progress: Callable[[], list[Any] | None] = lambda: None
+        self.if_ended: list[Callable[[int], None]] = []
         # Whoever holds it decides how this process ends: its own failure, or that of another.
         self._ending = threading.Lock()
         for connection in connections:
@@ -148,8 +152,17 @@ class _Link:
             if stacks:
                 end_with_stacks(message)
             _say(message if status == Interrupted.exit_status else f"error: {message}")
+            giving_back = threading.Thread(target=self._give_back, args=(status,), daemon=True)
+            giving_back.start()
+            giving_back.join(_GIVE_BACK_SECONDS)
             # The main thread may be waiting, in C++, for something that never comes.
             os._exit(status)
+
+    def _give_back(self, status: int) -> None:
+        """Do in the main thread's stead what it would do on its way out."""
+        for callback in reversed(self.if_ended):
+            with contextlib.suppress(Exception):  # What is not given back is awaited by others.
+                callback(status)
 
 
 def end_with_stacks(message: str) -> None:
@@ -282,6 +295,20 @@ def gather(value: Any) -> list[Any]:
 def share(value: Any) -> Any:
     """Return the JSON value that process 0 passes; waits for all processes."""
     return gather(value)[0]
+
+
+@contextlib.contextmanager
+def if_ended(callback: Callable[[int], None]) -> Iterator[None]:
+    """In the body, call a function, with the exit status, when another process ends this one.
+
+    The main thread cannot clean up then: it may be waiting for something that never comes.
+    """
+    callbacks = [] if _link is None else _link.if_ended
+    callbacks.append(callback)
+    try:
+        yield
+    finally:
+        callbacks.remove(callback)
 
 
 @contextlib.contextmanager

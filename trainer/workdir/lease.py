@@ -1,6 +1,7 @@
 """A lock in a bucket: an object that says who writes here, and until when."""
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -12,10 +13,14 @@ from google.api_core.exceptions import Forbidden, GoogleAPIError, PreconditionFa
 from trainer.errors import RunError, UsageError
 from trainer.workdir.storage import bucket_and_name, reason, request_options
 
-# A trainer that was killed keeps others out for this long.
+# A trainer that was killed keeps others waiting for this long.
 LEASE_SECONDS = 60.0
 # Several renewals may fail before the lease ends.
 _RENEW_SECONDS = 15.0
+# How often one that waits looks whether the lease was renewed.
+_LOOK_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 class Lease:
@@ -45,22 +50,17 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        """Take the lease and keep it.
+        """Take the lease and keep it; waits for the end of one that is not renewed any more.
 
         Raises:
           UsageError: another trainer holds it, or the bucket may not be written.
         """
         try:
             self._bucket, self._name = bucket_and_name(self._path)
-            found = self._read()
-            if found is not None:
-                left = float(_fields(found).get("expires", 0)) - time.time()
-                if left > 0:
-                    raise self._refusal(found, left)
-                self._generation = found.generation
+            self._await_end()
             self._write(time.time() + self._seconds)
         except PreconditionFailed as error:
-            raise self._refusal(self._read(), self._seconds) from error
+            raise self._refusal(self._read()) from error
         except Forbidden as error:
             raise UsageError(
                 f"--workdir={self._path.parent} may not be written: {reason(error)}; use the "
@@ -102,6 +102,33 @@ class Lease:
                 "connection and run the same command: older checkpoints are intact"
             ) from error
 
+    def _await_end(self) -> None:
+        """Wait until nobody holds the lease.
+
+        Whoever was killed renews it no more, and the same command shall resume that run; one that
+        lives renews it soon.
+
+        Raises:
+          UsageError: it was renewed.
+        """
+        found = self._read()
+        if (left := _seconds_left(found)) > 0:
+            logger.warning(
+                "%s is being written by %s, which said so %.0f s ago; if it was killed, its lease "
+                "ends in %.0f s: waiting",
+                self._path.parent,
+                _fields(found)["holder"],
+                _age(found),
+                left,
+            )
+        while left > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
+            before, found = found, self._read()
+            left = _seconds_left(found)
+            if left > 0 and found.generation != before.generation:
+                raise self._refusal(found)
+        self._generation = 0 if found is None else found.generation
+
     def _keep(self) -> None:
         """Renew the lease until it is given back or lost."""
         while not self._closing.wait(min(_RENEW_SECONDS, self._seconds / 4)):
@@ -141,16 +168,25 @@ class Lease:
         """Return who holds the lease now, in words."""
         return _fields(self._read()).get("holder", "another trainer")
 
-    def _refusal(self, found: Any, left: float) -> UsageError:
+    def _refusal(self, found: Any) -> UsageError:
         """Return the error that says who holds the lease."""
-        age = time.time() - found.updated.timestamp()
         return UsageError(
             f"--workdir={self._path.parent} is being written by {_fields(found)['holder']}, which "
-            f"said so {age:.0f} s ago; use another --workdir, or the same one when that run has "
-            f"ended; if it was killed, in {left:.0f} s"
+            f"said so {_age(found):.0f} s ago; use another --workdir, or the same one when that "
+            "run has ended"
         )
 
 
 def _fields(found: Any) -> dict[str, str]:
     """Return what the object says; nothing, if it is only a copy of a local lock file."""
     return {} if found is None else found.metadata or {}
+
+
+def _seconds_left(found: Any) -> float:
+    """Return for how long the lease lasts unless it is renewed."""
+    return float(_fields(found).get("expires", 0)) - time.time()
+
+
+def _age(found: Any) -> float:
+    """Return how many seconds ago the lease was taken or renewed."""
+    return time.time() - found.updated.timestamp()

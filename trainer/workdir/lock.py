@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -46,22 +47,34 @@ def claim(workdir: epath.Path) -> Iterator[Lock | None]:
     Raises:
       UsageError: the workdir cannot be made, belongs to another trainer, or is not shared.
     """
-    if processes.is_first():
-        made = _make_workdir(workdir)
-        try:
-            with lock(workdir) as held:
-                _check_shared(workdir)
-                yield held
-        except UsageError:
-            _remove_workdir(workdir, made)
-            raise
-    else:
+    if not processes.is_first():
         _check_shared(workdir)
         yield None
+        return
+    made = _make_workdir(workdir)
+    with contextlib.ExitStack() as locked:
+        giving_back = threading.Lock()
+
+        def give_back(status: int) -> None:
+            with giving_back:
+                locked.close()
+                if status == UsageError.exit_status:
+                    _remove_workdir(workdir, made)
+
+        with processes.if_ended(give_back):
+            try:
+                held = locked.enter_context(lock(workdir))
+                _check_shared(workdir)
+                yield held
+            except UsageError as refusal:
+                give_back(refusal.exit_status)
+                raise
 
 
 def lock(workdir: epath.Path) -> contextlib.AbstractContextManager[Lock]:
     """Return the lock of a workdir, which no other trainer can take while it is open.
+
+    One that a killed trainer left behind is taken over: at once, or in a bucket when it ends.
 
     Args:
       workdir: in a bucket, or a local folder that exists.
@@ -198,6 +211,7 @@ def _check_shared(workdir: epath.Path) -> None:
     blind = [i for i, found in enumerate(processes.gather(_appears(path))) if not found]
     if processes.is_first():
         path.unlink()
+    processes.share(None)  # A process that fails ends process 0, which may not have removed it yet.
     if blind:
         raise UsageError(
             f"--workdir={workdir} is not the same folder everywhere: what process 0 writes, "
