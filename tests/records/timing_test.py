@@ -56,12 +56,23 @@ def test_every_second_is_in_one_part(
     account = read_duration(epath.Path(tmp_path)).account
     assert account == {
         **{"start_up": 1.0, "compilation": 6.0, "data": 2.0, "steps": 6.0, "evaluation": 0.0},
-        **{"checkpoints": 0.0, "lost_work": 2.0, "down": 30.0},
+        **{"checkpoints": 0.0, "picture": 0.0, "lost_work": 2.0, "down": 30.0},
     }
     assert sum(account.values()) == 2 * 8.5 + 30
     assert describe_account(account) == (
         "47.0 s: down 30.0, compilation 6.0, steps 6.0, data 2.0, lost work 2.0, start-up 1.0"
     )
+
+
+def test_older_versions_counted_the_picture_as_start_up(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    train(tmp_path, 0, 20, 2.0, clock)
+    before = read_duration(epath.Path(tmp_path)).account
+    (start,) = json.loads((tmp_path / "timing.json").read_text())
+    del start["parts"]["picture"]
+    (tmp_path / "timing.json").write_text(json.dumps([start]))
+    assert read_duration(epath.Path(tmp_path)).account == before
 
 
 def test_starts_of_older_versions_leave_no_account(tmp_path: Path, clock: list[float]) -> None:

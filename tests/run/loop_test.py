@@ -300,6 +300,8 @@ def test_where_a_run_was_resumed(config: TrainConfig, tmp_path: Path) -> None:
     resumes = json.loads((tmp_path / "resumes.json").read_text())
     assert [resume["step"] for resume in resumes] == [3, 7]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert [start["parts"]["picture"] > 0 for start in timing] == [False, False, True]
 
 
 def test_a_picture_that_fails_does_not_fail_the_run(

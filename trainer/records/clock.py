@@ -3,8 +3,8 @@
 import time
 
 START_UP, COMPILATION, DATA = "start_up", "compilation", "data"
-STEPS, EVALUATION, CHECKPOINTS = "steps", "evaluation", "checkpoints"
-PARTS = (START_UP, COMPILATION, DATA, STEPS, EVALUATION, CHECKPOINTS)
+STEPS, EVALUATION, CHECKPOINTS, PICTURE = "steps", "evaluation", "checkpoints", "picture"
+PARTS = (START_UP, COMPILATION, DATA, STEPS, EVALUATION, CHECKPOINTS, PICTURE)
 
 
 class Clock:

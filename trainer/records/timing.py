@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from trainer.records.clock import PARTS, STEPS, Clock
+from trainer.records.clock import PARTS, PICTURE, STEPS, Clock
 from trainer.records.throughput import Throughput
 from trainer.workdir.files import TIMING_FILE
 from trainer.workdir.storage import write_whole
@@ -173,5 +173,7 @@ def _read_parts(start: Mapping[str, Any]) -> dict[str, Any]:
     """Return when a start began and its parts, None where an older version made it."""
     if start.get("parts") is None:
         return {"began": None, "parts": None}
-    parts = {name: float(start["parts"][name]) for name in PARTS}
+    parts = {name: float(start["parts"][name]) for name in PARTS if name != PICTURE}
+    # Older versions counted it as start-up.
+    parts[PICTURE] = float(start["parts"].get(PICTURE, 0.0))
     return {"began": float(start["began"]), "parts": parts}

@@ -13,7 +13,7 @@ from trainer import processes
 from trainer.checkpoints import Checkpointer, Keeping, stored_steps
 from trainer.config import flagfile_of_run
 from trainer.records import figures
-from trainer.records.clock import CHECKPOINTS, EVALUATION, START_UP, STEPS, Clock
+from trainer.records.clock import CHECKPOINTS, EVALUATION, PICTURE, START_UP, STEPS, Clock
 from trainer.records.hints import guessing_accuracy, hint_at_chance
 from trainer.records.history import note_resume
 from trainer.records.metrics import Records
@@ -146,6 +146,7 @@ class Writer:
         if hint:
             logger.warning("%s", hint)
         if self._job.config.report:
+            self._clock.enter(PICTURE)
             try:
                 figures.draw_report(self._job.workdir)
             except Exception as error:  # Whatever fails in a library for pictures.
