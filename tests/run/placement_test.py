@@ -78,7 +78,7 @@ def test_one_digest(
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_one_digest_with_allreduce(config: TrainConfig, tmp_path: Path, num_devices: int) -> None:
     """The devices take the same rows and add in the same order; steps of several to a call, too."""
     given = dataclasses.replace(config, reduction="allreduce", num_devices=num_devices)
@@ -178,7 +178,7 @@ class Network(nnx.Module):
 """
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_one_digest_of_an_own_network(config: TrainConfig, tmp_path: Path) -> None:
     """Statistics and masks belong to a gradient shard, whoever brought its rows."""
     (tmp_path / "own.py").write_text(SOURCE)

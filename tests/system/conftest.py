@@ -53,7 +53,7 @@ def start(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Callable]:
                 pipe.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unbroken(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of a run, with the flags `helpers.SAVING`, that nobody stopped."""
     workdir = tmp_path_factory.mktemp("unbroken") / "run"

@@ -378,6 +378,9 @@ def test_nobody_reads_the_lines(tmp_path: Path, local) -> None:
     assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}
 
 
+REAL_STEPS = 150
+
+
 @pytest.fixture
 def real(tmp_path: Path, data_dir: Path):
     """Start launch/local.py with the real trainer."""
@@ -392,7 +395,7 @@ def real(tmp_path: Path, data_dir: Path):
                     *(sys.executable, str(LOCAL), "-n", "2", "--gpus=none", *arguments, "--"),
                     *(
                         *QUICK,
-                        "--num_steps=300",
+                        f"--num_steps={REAL_STEPS}",
                         f"--data_dir={data_dir}",
                         f"--workdir={tmp_path / workdir}",
                     ),
@@ -429,7 +432,7 @@ def test_the_real_trainer_killed_at_random_moments(
     real, trainer, tmp_path: Path, kills: int
 ) -> None:
     """Kill -9 of either process, while they start, restore, train and save."""
-    unbroken = trainer(*QUICK, "--num_steps=300", "--workdir=unbroken")
+    unbroken = trainer(*QUICK, f"--num_steps={REAL_STEPS}", "--workdir=unbroken")
     assert unbroken.returncode == 0, unbroken.stderr
     rng, left = random.Random(kills), kills
     for attempt in itertools.count():

@@ -76,12 +76,11 @@ def test_the_page_works_as_pasted(tmp_path: pathlib.Path, data_dir: pathlib.Path
     assert int(leaves) > 20  # The statistics of batch norms are among them.
 
 
-def test_the_same_bits_on_other_devices_and_processes(
+def test_two_processes_have_the_bits_of_one(
     trainer: Callable, start_one_of: Callable, flags: tuple[str, ...], tmp_path: pathlib.Path
 ) -> None:
-    """One process with 8, and two with one each."""
     flags = (*flags, "--num_steps=6")
-    done = trainer(*flags, "--workdir=alone", "--num_cpu_devices=8")
+    done = trainer(*flags, "--workdir=alone", "--num_cpu_devices=1")
     assert done.returncode == 0, done.stderr
     alone = inspect(tmp_path / "alone")
     port = free_port()
@@ -90,7 +89,7 @@ def test_the_same_bits_on_other_devices_and_processes(
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     found = inspect(tmp_path / "run")
-    assert (alone["num_devices"], found["num_devices"], found["num_processes"]) == (8, 2, 2)
+    assert (alone["num_devices"], found["num_devices"], found["num_processes"]) == (1, 2, 2)
     assert alone["digest"] == found["digest"]
 
 

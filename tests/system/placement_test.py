@@ -104,7 +104,7 @@ def test_a_damaged_record_ends_both_processes(
 
 
 @pytest.mark.parametrize(
-    "num_devices", [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4))]
+    "num_devices", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 8))]
 )
 def test_one_digest_with_convolutions(
     data_dir: pathlib.Path, tmp_path: pathlib.Path, num_devices: int

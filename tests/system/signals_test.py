@@ -37,7 +37,7 @@ def test_stop_with_a_checkpoint_and_resume(
     start: Callable, trainer: Callable, tmp_path: Path, number: signal.Signals
 ) -> None:
     """On the CNN, in less time than schedulers give."""
-    process = start("--workdir=run", "--num_steps=2000")
+    process = start("--workdir=run", "--noreport", "--num_steps=2000")
     wait_for_step(tmp_path / "run", 20, process)
     process.send_signal(number)
     sent = time.monotonic()
@@ -49,7 +49,7 @@ def test_stop_with_a_checkpoint_and_resume(
     assert_no_traceback(err)
     step = int(last.split(" at step ")[1].split()[0])
     assert checkpoint_steps(tmp_path / "run") == {step}
-    done = trainer("--workdir=run", f"--num_steps={step + 3}")
+    done = trainer("--workdir=run", "--noreport", f"--num_steps={step + 3}")
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {step}:" in done.stderr
     lines = read_metrics(tmp_path / "run", "train")
