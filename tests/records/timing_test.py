@@ -64,9 +64,7 @@ def test_every_second_is_in_one_part(
     )
 
 
-def test_older_versions_counted_the_picture_as_start_up(
-    tmp_path: Path, clock: list[float]
-) -> None:
+def test_older_versions_counted_the_picture_as_start_up(tmp_path: Path, clock: list[float]) -> None:
     train(tmp_path, 0, 20, 2.0, clock)
     before = read_duration(epath.Path(tmp_path)).account
     (start,) = json.loads((tmp_path / "timing.json").read_text())
