@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer import devices, processes
-from trainer.processes import link, watchdog
+from trainer.processes import ending, link, watchdog
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def hangs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a watchdog says when it would end the process; it looks often."""
     said: list[str] = []
     monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(link, "end_with_stacks", said.append)
+    monkeypatch.setattr(ending, "end_with_stacks", said.append)
     return said
 
 

@@ -8,10 +8,8 @@ more, a process has died or cannot be reached.
 """
 
 import contextlib
-import faulthandler
 import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -19,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from trainer.errors import Interrupted, RunError, Stopped, UsageError
-from trainer.processes import signals
+from trainer.processes import ending, signals
 from trainer.processes.cluster import Cluster
 from trainer.processes.connection import Connection, failure, tell
 from trainer.processes.roll_call import meet
@@ -30,8 +28,6 @@ _VERDICT_SECONDS = 5.0
 # within 30 s, and before jax aborts everybody (83 s).
 _BEAT_SECONDS = 2.0
 _SILENCE_SECONDS = 25.0
-# How long it may take to write down where all threads are: the reader of a pipe may be stuck, too.
-_STACKS_SECONDS = 5.0
 # How long a process that another one ends may take to give back what it holds.
 _GIVE_BACK_SECONDS = 3.0
 
@@ -92,7 +88,7 @@ class _Link:
         if self._ending.acquire(blocking=False):
             for connection in self.connections:
                 connection.send({"failed": message, "status": RunError.exit_status, "stacks": True})
-            end_with_stacks(message)
+            ending.end_with_stacks(message)
 
     def finish(self) -> None:
         """Wait until all are done, then take leave."""
@@ -150,11 +146,9 @@ class _Link:
         if self._ending.acquire(blocking=False):
             tell(self.connections, message, status)
             if stacks:
-                end_with_stacks(message)
-            _say(message if status == Interrupted.exit_status else f"error: {message}")
-            giving_back = threading.Thread(target=self._give_back, args=(status,), daemon=True)
-            giving_back.start()
-            giving_back.join(_GIVE_BACK_SECONDS)
+                ending.end_with_stacks(message)
+            ending.say(message if status == Interrupted.exit_status else f"error: {message}")
+            ending.within(_GIVE_BACK_SECONDS, lambda: self._give_back(status))
             # The main thread may be waiting, in C++, for something that never comes.
             os._exit(status)
 
@@ -163,26 +157,6 @@ class _Link:
         for callback in reversed(self.if_ended):
             with contextlib.suppress(Exception):  # What is not given back is awaited by others.
                 callback(status)
-
-
-def end_with_stacks(message: str) -> None:
-    """End this process because it, or another, hangs: show where all threads are, and say why."""
-
-    def show() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-        _say(f"error: {message}")
-
-    showing = threading.Thread(target=show, daemon=True)
-    showing.start()
-    showing.join(_STACKS_SECONDS)
-    os._exit(RunError.exit_status)
-
-
-def _say(text: str) -> None:
-    """Print a line, if it can be printed."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
 
 
 _link: _Link | None = None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trainer.processes import link
+from trainer.processes import ending, link
 
 # How often to look, and how much of a processor's time, or how many bytes written, mean that
 # something is being done that may take long: a thread that sleeps, or waits, needs less.
@@ -44,7 +44,7 @@ class Watchdog:
         # Libraries that embed Python, or go around `threading`, have threads of their own.
         self._strangers = _threads_of_others()
         self._closing = threading.Event()
-        self._end: Callable[[str], None] = link.end_with_stacks
+        self._end: Callable[[str], None] = ending.end_with_stacks
 
     def __enter__(self) -> "Watchdog":
         """Start to watch."""
