@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import also, assert_same_run, read_metrics, smallest_run
+from tests.helpers import assert_same_run, read_metrics, smallest_run
 from trainer.checkpoints import read_newest
 from trainer.commands import find_lr, inspection, verify_resume
 from trainer.config import TrainConfig
@@ -28,7 +28,7 @@ def augment(key, image):
 """
 
 
-@pytest.fixture(params=["shift", also("own.py:augment")])
+@pytest.fixture(params=["shift", pytest.param("own.py:augment", marks=pytest.mark.slow)])
 def config(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> TrainConfig:

@@ -82,7 +82,9 @@ def test_they_change_nothing_else(config: TrainConfig, averaged_run: Path, tmp_p
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("num_devices", [[2, 1, 2], [8, 4, 1]])
+@pytest.mark.parametrize(
+    "num_devices", [[2, 1, 2], pytest.param([8, 4, 1], marks=pytest.mark.slow)]
+)
 def test_stops_and_other_devices(
     config: TrainConfig, averaged_run: Path, tmp_path: Path, num_devices: list[int]
 ) -> None:
