@@ -49,6 +49,7 @@ def test_the_proof_of_the_resume_with_the_cnn(trainer: Callable, flags: tuple[st
     assert "DIFFERENT" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_bits_of_one(
     trainer: Callable, start_one_of: Callable, flags: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_page_works_as_pasted(tmp_path: pathlib.Path, data_dir: pathlib.Path
     assert int(leaves) > 20  # The statistics of batch norms are among them.
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_bits_of_one(
     trainer: Callable, start_one_of: Callable, flags: tuple[str, ...], tmp_path: pathlib.Path
 ) -> None:
