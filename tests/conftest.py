@@ -28,7 +28,8 @@ from trainer.run.loop import train  # noqa: E402
 pytest.register_assert_rewrite("tests.helpers")
 from tests.helpers import save_first, with_data_dir  # noqa: E402
 
-# As in `trainer.__main__`: what jax and pytest keep would be looked through again and again.
+# What jax and pytest keep would be looked through again and again. Many runs in one process leave
+# garbage, though, as a command does not.
 gc.set_threshold(100_000)
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)

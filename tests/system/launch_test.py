@@ -378,6 +378,7 @@ def test_nobody_reads_the_lines(tmp_path: Path, local) -> None:
     assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}
 
 
+# Of a run that lasts for seconds.
 REAL_STEPS = 150
 
 

@@ -52,23 +52,24 @@ def claim(workdir: epath.Path) -> Iterator[Lock | None]:
         yield None
         return
     made = _make_workdir(workdir)
-    with contextlib.ExitStack() as locked:
-        giving_back = threading.Lock()
+    locked, giving_back, status = contextlib.ExitStack(), threading.Lock(), 0
 
-        def give_back(status: int) -> None:
-            with giving_back:
-                locked.close()
-                if status == UsageError.exit_status:
-                    _remove_workdir(workdir, made)
+    def give_back(status: int) -> None:
+        with giving_back:  # If both threads end this process, the second waits for the first.
+            locked.close()
+            if status == UsageError.exit_status:
+                _remove_workdir(workdir, made)
 
-        with processes.if_ended(give_back):
-            try:
-                held = locked.enter_context(lock(workdir))
-                _check_shared(workdir)
-                yield held
-            except UsageError as refusal:
-                give_back(refusal.exit_status)
-                raise
+    with processes.if_ended(give_back):
+        try:
+            held = locked.enter_context(lock(workdir))
+            _check_shared(workdir)
+            yield held
+        except UsageError as refusal:
+            status = refusal.exit_status
+            raise
+        finally:
+            give_back(status)
 
 
 def lock(workdir: epath.Path) -> contextlib.AbstractContextManager[Lock]:
