@@ -25,6 +25,13 @@ _SHORTEST_COMPILATION = 0.05
 _DETERMINISTIC = "xla_gpu_deterministic_ops"
 _OPTIMIZATION = "xla_backend_optimization_level"
 
+# Settings of jax, for debugging, that no run survives: values they begin with, and the reason.
+_UNUSABLE = {
+    "jax_disable_jit": ("True", "the trainer compiles its steps"),
+    "jax_no_tracing": ("True", "the trainer traces its steps"),
+    "jax_transfer_guard": ("disallow", "the trainer puts examples and numbers on the devices"),
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,9 +50,11 @@ def configure(
       batch_size: global batch size; a number that is chosen divides it.
       num_processes: that train together; they share the cores as if all were on this host.
       deterministic: whether GPUs may use only operations with the same bits in every run.
+
+    Raises:
+      UsageError: a setting of jax is on with which nothing can be trained.
     """
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        raise UsageError("JAX_DISABLE_JIT is set, and the trainer compiles its steps; unset it")
+    _refuse_settings()
     num_cpu_devices = num_cpu_devices or _choose_num_cpu_devices(batch_size, num_processes)
     # XLA:CPU runs all virtual devices on one thread pool as large as the machine. A collective
     # whose devices do not all find a thread waits for ever; 2 threads a device cured it in every
@@ -60,6 +69,18 @@ def configure(
     if platform == "cpu":
         # Otherwise jax would also start, and reserve memory on, an accelerator that is not used.
         jax.config.update("jax_platforms", "cpu")
+
+
+def _refuse_settings() -> None:
+    """Refuse settings with which a run would end in a traceback of jax.
+
+    Raises:
+      UsageError: naming the variable that sets it.
+    """
+    for name, (value, reason) in _UNUSABLE.items():
+        found = str(jax.config.values.get(name))
+        if found.startswith(value):
+            raise UsageError(f"{name.upper()}={found} is set, and {reason}; unset it")
 
 
 def require_deterministic_gpus() -> None:
@@ -243,8 +264,12 @@ def cache_dir() -> pathlib.Path:
     home = os.path.expanduser("~")
     home = os.devnull if home == "~" else home
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    cpu = hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]
-    return pathlib.Path(root) / "cyclic-trainer" / f"{host.machine()}-{cpu}"
+    return pathlib.Path(root) / "cyclic-trainer" / cpu_kind()
+
+
+def cpu_kind() -> str:
+    """Return a name for CPUs that can do the same as this one, as far as the system tells."""
+    return f"{host.machine()}-{hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]}"
 
 
 def _cpu_features() -> str:

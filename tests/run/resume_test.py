@@ -192,21 +192,6 @@ def test_a_run_without_a_checkpoint_says_what_was_not_given(
     assert loop.plan(config, tmp_path / "run", given=()).plan.num_steps == 15
 
 
-def test_other_versions_are_said(
-    config: TrainConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    train(dataclasses.replace(config, num_steps=5), tmp_path / "run")
-    train(dataclasses.replace(config, num_steps=6), tmp_path / "run")
-    assert "the last bits may differ" not in caplog.text
-    real = read_newest(tmp_path / "run").meta["versions"]
-    monkeypatch.setattr("trainer.run.resume._versions", lambda: real | {"jax": "9.9"})
-    train(dataclasses.replace(config, num_steps=7), tmp_path / "run")
-    assert f"checkpoint 6 was made with jax {real['jax']}, now 9.9: the last bits" in caplog.text
-
-
 def test_leaves_that_do_not_fit_are_named(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,9 @@ def test_what_the_command_does_not_use_is_not_imported(data_dir: Path, tmp_path:
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT is set, and the trainer compiles its steps"),
+        ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT=True is set, and the trainer compiles its"),
+        ({"JAX_NO_TRACING": "1"}, "JAX_NO_TRACING=True is set, and the trainer traces its steps"),
+        ({"JAX_TRANSFER_GUARD": "disallow"}, "JAX_TRANSFER_GUARD=disallow is set, and the trai"),
         ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda: jax cannot start its devices ("),
     ],
 )

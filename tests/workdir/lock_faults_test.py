@@ -4,11 +4,13 @@ import errno
 import fcntl
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from etils import epath
 
+from trainer.datasets import open_dataset
 from trainer.errors import RunError, UsageError
 from trainer.workdir.lock import LOCK_FILE, lock
 from trainer.workdir.paths import expand
@@ -98,6 +100,24 @@ def test_paths_that_lead_nowhere_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         open_workdir("")
     with pytest.raises(UsageError, match="--output=~nobody-here/x: there is no home folder"):
         expand("output", "~nobody-here/x")
+
+
+def test_names_that_are_not_utf8_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Orbax and TFDS fail at the first save, and at the first file."""
+    latin1 = os.fsdecode(f"{tmp_path}/caf".encode() + b"\xe9")
+    for open_one in (open_workdir, partial(open_dataset, "mnist")):
+        with pytest.raises(
+            UsageError, match=r"--(data_dir|workdir): the name .*/caf\\xe9 is not UTF-8"
+        ):
+            open_one(latin1)
+    os.mkdir(latin1)
+    monkeypatch.chdir(latin1)
+    with pytest.raises(UsageError, match=r"--output: the name .*/caf\\xe9/a is not UTF-8"):
+        expand("output", "a")
+    assert expand("workdir", "gs://bucket/a") == "gs://bucket/a"
+    assert expand("workdir", f"{tmp_path}/café") == f"{tmp_path}/café"
 
 
 def test_no_home_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,8 +42,9 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
     Returns:
       step, epoch, cycle and cycle_step (all from 0), learning_rate (the next one to be applied),
       its bits and those of the last one applied, config, config_history, versions, num_devices,
-      num_processes, digests (leaf name to hex), digest (of the whole state), and time: seconds by
-      where they went, see `timing.Duration`, or None.
+      num_processes, digests (leaf name to hex), digest (of the whole state), environment: what
+      else may change bits, by name, or None, and time: seconds by where they went, see
+      `timing.Duration`, or None.
 
     Raises:
       UsageError: there is no checkpoint.
@@ -60,6 +61,8 @@ def inspect(workdir: epath.PathLike) -> dict[str, Any]:
         "cycle": position.cycle,
         "cycle_step": position.cycle_step,
         **{name: meta[name] for name in _SHOWN},
+        # Checkpoints of older versions have no such field.
+        "environment": meta.get("environment"),
         "time": duration.account if duration else None,
     }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 from trainer.datasets.mnist_idx import MnistIdx
-from trainer.errors import RunError, UsageError
+from trainer.errors import RunError, UsageError, check_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def open_in_data_dir(
       RunError: writing failed, or what `open_in` raises.
     """
     root = root_dir(data_dir)
+    check_utf8("data_dir", os.path.expanduser(root))
     try:
         return open_in(root)
     except OSError as error:

@@ -18,12 +18,12 @@ from trainer.config.own import is_own
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
 from trainer.run.config_changes import check_config_change
+from trainer.run.environment import check_environment
 from trainer.run.memory import Memory, measure_memory
 from trainer.run.placement import choose_placement
 from trainer.run.resolving import resolve
 from trainer.run.resume import (
     check_data,
-    check_environment,
     check_next_rate,
     check_sources,
     trained_on_own_files,
@@ -159,7 +159,7 @@ def prepare(
         if changes:
             history = [*history, {"step": step, "changes": changes}]
         check_next_rate(restored, create_schedule(stored))
-        check_environment(restored)
+    check_environment(restored)
     network = create_network(
         config.model, source.image_shape, source.num_classes, config.compute_dtype
     )

@@ -1,9 +1,7 @@
 """What a checkpoint says of a run, and what must still be true when the run resumes from it."""
 
 import dataclasses
-import functools
 import logging
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.datasets import identity_difference
 from trainer.devices import place
 from trainer.errors import RunError, UsageError
+from trainer.run.environment import environment, versions
 from trainer.step import Averaging, TrainState, leaf_name, match_leaves
 
 if TYPE_CHECKING:
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from trainer.run.stored import Checkpoint
 
 logger = logging.getLogger(__name__)
-
-_RECORDED_PACKAGES = ("cyclic-trainer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-# Other versions of these may compile a step to other bits.
-_PACKAGES_OF_BITS = ("jax", "jaxlib", "flax", "optax")
 
 
 def checkpoint_meta(
@@ -54,7 +49,8 @@ def checkpoint_meta(
         "inputs": inputs,
         "num_devices": job.mesh.size,
         "num_processes": jax.process_count(),
-        "versions": _versions(),
+        "versions": versions(),
+        "environment": environment(),
     }
 
 
@@ -103,21 +99,6 @@ def check_data(
             f"the data of --dataset={dataset} are not those that "
             f"checkpoint {restored.step} was trained on, and cannot be used to {purpose}: "
             f"{difference}; use the data of the run (--data_dir), or another --workdir"
-        )
-
-
-def check_environment(restored: Restored) -> None:
-    """Say it if libraries have changed since the checkpoint: the bits may be others from here."""
-    before, now = restored.meta["versions"], _versions()
-    changed = [
-        f"{name} {before[name]}, now {now[name]}"
-        for name in _PACKAGES_OF_BITS
-        if name in before and before[name] != now[name]
-    ]
-    if changed and processes.is_first():
-        logger.warning(
-            "checkpoint %d was made with %s: the last bits may differ from here on",
-            *(restored.step, ", ".join(changed)),
         )
 
 
@@ -178,9 +159,3 @@ def _begin_averages(job: "Job", restored: Restored) -> dict[str, np.ndarray]:
     begun = {"averages": new.start(found["params"], found["statistics"])}
     leaves, _ = jax.tree_util.tree_flatten_with_path(begun)
     return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Return the versions of what a checkpoint depends on; looked up once, it reads files."""
-    return {package: version(package) for package in _RECORDED_PACKAGES}

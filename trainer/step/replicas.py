@@ -67,7 +67,8 @@ def lower_replica_hashes(mesh: Mesh, state: TrainState) -> jax.stages.Lowered:
 def bits_hash(leaf: jax.Array) -> jax.Array:
     """Return a uint32[] that changes with every single bit of an array."""
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf.ravel(), unsigned).astype(jnp.uint32)
+    # Of 8 bytes it makes two numbers.
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).ravel()
     weights = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
     return (bits * weights).sum(dtype=jnp.uint32)

@@ -269,7 +269,7 @@ def _losses(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax
     """Return the cross-entropy of each example."""
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, label_smoothing))
 
 

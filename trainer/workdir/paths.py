@@ -2,7 +2,7 @@
 
 import os
 
-from trainer.errors import UsageError
+from trainer.errors import UsageError, check_utf8
 
 
 def expand(flag: str, path: str) -> str:
@@ -13,7 +13,8 @@ def expand(flag: str, path: str) -> str:
       path: as the user gave it.
 
     Raises:
-      UsageError: it is empty, or the home folder is not known.
+      UsageError: it is empty, the home folder is not known, or it, or the current folder that it
+        begins in, is not UTF-8.
     """
     if not path:
         raise UsageError(f"--{flag}= is empty; use the name of a folder or file, such as runs/a")
@@ -24,4 +25,5 @@ def expand(flag: str, path: str) -> str:
             f"--{flag}={path}: there is no home folder {user} here (HOME is not set); use a path "
             "that begins with /, or ./ for a name that begins with ~"
         )
+    check_utf8(flag, expanded)
     return expanded
