@@ -33,9 +33,8 @@ from tests.helpers import save_first, with_data_dir  # noqa: E402
 gc.set_threshold(100_000)
 # Before anything touches a device.
 devices.configure("cpu", num_cpu_devices=8, batch_size=128)
-# A shape that broadcasts by accident is a bug, and so is a type that is promoted.
+# A shape that broadcasts by accident is a bug.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -176,7 +176,9 @@ def test_foreign_not_prepared_or_not_random_access(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["fashion_mnits", "no_such_data_set", "../x", "", "a b"])
-def test_unknown_names_are_usage_errors_of_one_line(tmp_path, name):
+def test_unknown_names_are_usage_errors_of_one_line(tmp_path, name, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # Beside which there is nothing named x.
     with pytest.raises(UsageError) as error:
         datasets.open_dataset(name, str(tmp_path))
     message = str(error.value)

@@ -10,9 +10,24 @@ import pytest
 from tests.helpers import smallest_run
 from trainer import devices
 from trainer.checkpoints import read_newest
+from trainer.commands.inspection import inspect
 from trainer.config import TrainConfig
 from trainer.run import environment, loop
 from trainer.run.loop import train
+
+DROPOUT = """
+from flax import nnx
+
+
+class Network(nnx.Module):
+    def __init__(self, *, image_shape, num_classes, dtype, rngs):
+        height, width, channels = image_shape
+        self.dense = nnx.Linear(height * width * channels, num_classes, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.dense(self.dropout(inputs.reshape(inputs.shape[0], -1)))
+"""
 
 DIFFER = "the last bits may differ from here on"
 
@@ -77,7 +92,7 @@ def test_another_environment_is_said(
     [
         ("jax_default_matmul_precision", "bfloat16"),
         ("jax_disable_most_optimizations", True),
-        ("jax_enable_x64", True),
+        ("jax_optimization_level", "O1"),
     ],
 )
 def test_other_settings_of_jax_are_said(resume, name: str, value: object) -> None:
@@ -87,6 +102,40 @@ def test_other_settings_of_jax_are_said(resume, name: str, value: object) -> Non
         assert f"made with {name} {before}, now {value}: {DIFFER}" in resume()
     finally:
         jax.config.update(name, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_threefry_partitionable", False),
+    ],
+)
+def test_settings_that_are_fixed_change_no_bit(
+    config: TrainConfig, tmp_path: Path, shared_programs: dict, name: str, value: object
+) -> None:
+    """Shifts and dropout are drawn, AdamW divides by integers, and labels are smoothed."""
+    (tmp_path / "own.py").write_text(DROPOUT)
+    drawing = dataclasses.replace(
+        config,
+        model=f"{tmp_path}/own.py:Network",
+        augment="shift",
+        optimizer="adamw",
+        label_smoothing=0.1,
+        num_devices=2,
+    )
+    train(drawing, tmp_path / "before")
+    shared_programs.clear()
+    before = jax.config.values[name]
+    jax.config.update(name, value)
+    try:
+        train(drawing, tmp_path / "run")
+        assert str(jax.config.values[name]) in (str(value), f"NumpyDtypePromotion.{value}")
+    finally:
+        jax.config.update(name, before)
+    digests = [inspect(tmp_path / workdir)["digests"] for workdir in ("before", "run")]
+    assert digests[0] == digests[1]
 
 
 def test_another_kind_of_cpu_is_said(resume, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import read_metrics, smallest_run
+from trainer import devices
 from trainer.checkpoints import read_newest
 from trainer.commands import inspection
 from trainer.config import TrainConfig
@@ -19,7 +20,7 @@ from trainer.run.config_changes import offered_fields
 from trainer.run.loop import train
 from trainer.schedules import create_triangular_schedule
 from trainer.step.batches import epoch_batches
-from trainer.step.randomness import pinned, root_key
+from trainer.step.randomness import root_key
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_no_setting_changes_the_order_of_the_data(setting: tuple[str, object]) -
     name, value = setting
 
     def order() -> np.ndarray:
-        with pinned():
+        with devices.fixed_settings():
             return np.asarray(jax.jit(lambda: epoch_batches(3, 1, 1000, 10))())
 
     expected, before = order(), getattr(jax.config, name)

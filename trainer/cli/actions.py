@@ -249,6 +249,7 @@ def _configure_devices(config: TrainConfig, num_processes: int = 1) -> None:
     """Set up jax before anything touches a device."""
     from trainer import devices
 
+    devices.fix_settings()
     if config.compilation_cache:
         devices.enable_compilation_cache()
     devices.configure(

@@ -22,7 +22,6 @@ _HARMLESS = ("--xla_force_host_platform_device_count", "--xla_dump")
 _SETTINGS = (
     "jax_default_matmul_precision",
     "jax_disable_most_optimizations",
-    "jax_enable_x64",
     "jax_exec_time_optimization_effort",
     "jax_optimization_level",
 )

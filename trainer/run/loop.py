@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from trainer import processes
+from trainer import devices, processes
 from trainer.checkpoints import clear_the_way, find_newest
 from trainer.config import TrainConfig
 from trainer.errors import Stopped
@@ -26,7 +26,6 @@ from trainer.run.outputs import Outputs, note_start, open_outputs
 from trainer.run.programs import Programs, start
 from trainer.run.resolving import intervals
 from trainer.step import TrainState
-from trainer.step.randomness import pinned
 from trainer.workdir.lock import claim
 from trainer.workdir.storage import check_writable, open_workdir
 
@@ -83,7 +82,7 @@ def train(
     check_names(allow_config_change)
     workdir = open_workdir(workdir)
     check_writable(workdir)
-    with claim(workdir) as lock, pinned():
+    with claim(workdir) as lock, devices.fixed_settings():
         # Everything is decided on the checkpoint that will be taken, and on no other.
         search = find_newest(workdir)
         job = prepare(

@@ -55,9 +55,7 @@ class CNN(nnx.Module):
         x = inputs.astype(self.dtype)
         for conv in (self.conv1, self.conv2):
             x = nnx.relu(conv(x))
-            # It divides by an integer, which JAX_NUMPY_DTYPE_PROMOTION=strict would refuse.
-            with jax.numpy_dtype_promotion("standard"):
-                x = nnx.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+            x = nnx.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
         return self.dense2(x).astype(jnp.float32)
 

@@ -1,8 +1,5 @@
 """Keys that depend on the seed of a run and on nothing else of the machine or its settings."""
 
-import contextlib
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 
@@ -48,17 +45,3 @@ def augmentation_keys(seed: int, step: jax.Array, places: jax.Array) -> jax.Arra
     key = jax.random.fold_in(root_key(seed), _AUGMENTATION)
     key = jax.random.fold_in(key, step)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-
-
-@contextlib.contextmanager
-def pinned() -> Iterator[None]:
-    """While open, random bits are those of jax's default, whatever JAX_THREEFRY_PARTITIONABLE says.
-
-    The setting is read when a program is lowered, so whatever lowers one must stand inside.
-    """
-    before = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    jax.config.update("jax_threefry_partitionable", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_threefry_partitionable", before)

@@ -22,7 +22,6 @@ from trainer.run.memory import Memory
 from trainer.run.placement import AUTO
 from trainer.run.programs import lower_programs, lower_steps
 from trainer.run.store import abstract_training
-from trainer.step.randomness import pinned
 from trainer.step.reductions import ALL_REDUCE
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def preflight(config: TrainConfig, names: Sequence[str]) -> Iterator[dict[str, A
         devices.
     """
     targets = parse_targets(list(names))
-    with tempfile.TemporaryDirectory() as empty, pinned():
+    with tempfile.TemporaryDirectory() as empty:
         jobs = []
         for target in targets:
             mesh = create_target_mesh(target)
