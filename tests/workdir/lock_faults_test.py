@@ -98,6 +98,9 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_paths_that_lead_nowhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--workdir= is empty"):
         open_workdir("")
+    for none in (None, 5, b"run"):
+        with pytest.raises(UsageError, match=f"workdir={none} is not valid; use the path of a"):
+            open_workdir(none)
     with pytest.raises(UsageError, match="--output=~nobody-here/x: there is no home folder"):
         expand("output", "~nobody-here/x")
 

@@ -44,8 +44,11 @@ def open_workdir(workdir: epath.PathLike) -> epath.Path:
 
     Raises:
       UsageError: what gs:// needs is not installed, the bucket is not there or not for this user,
-        or the path is empty or of another kind.
+        or the path is empty, of another kind, or no path.
     """
+    if not isinstance(workdir, str | os.PathLike):
+        # Its text would be the name of a folder, such as None.
+        raise UsageError(f"workdir={workdir!r} is not valid; use the path of a folder")
     if is_remote(workdir):
         _check_bucket(workdir)
     elif "://" in str(workdir):
