@@ -94,6 +94,11 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["--nesterov=maybe"], "--nesterov=maybe is not valid; use --nesterov or --nonesterov"),
         (["--nesterov", "True"], "unexpected argument 'True' after --nesterov; use --nesterov or"),
         (["--lr_max=1e39"], "--lr_max=1e+39 is not valid; use 0 <= lr_max <= 3.4"),
+        (
+            ["--steps_per_cycle=67108865"],
+            "=67108865 is not valid; use 2 <= steps_per_cycle <= 671088",
+        ),
+        (["--num_cpu_devices=1000"], "use 0 <= num_cpu_devices <= 256"),
         (["--seed=4294967296"], "--seed=4294967296 is not valid; use 0 <= seed <= 4294967295"),
         (["--seed=99999999999999999999"], "--seed=99999999999999999999 is not valid; use 0 <="),
         (["--steps_per_cycle=1"], "--steps_per_cycle=1 is not valid; use steps_per_cycle >= 2"),

@@ -17,6 +17,7 @@ FLOORS = [
     {"workdir"},
     {"processes", "step", "schedules"},
     {"devices", "datasets", "config"},
+    {"paths"},
     {"errors"},
 ]
 

@@ -1,6 +1,5 @@
 """How a run or a command ends other than well: one message each, no traceback, one exit status."""
 
-import os
 from typing import Any
 
 
@@ -31,22 +30,3 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
     """A signal ended the command before there was anything to save."""
 
     exit_status = 130
-
-
-def check_utf8(flag: str, path: str) -> None:
-    """Refuse a path, or one in a current folder, whose name Orbax and TFDS cannot write.
-
-    Args:
-      flag: that it was given with, for the message.
-      path: without "~".
-
-    Raises:
-      UsageError: it is not UTF-8.
-    """
-    try:
-        (path if "://" in path else os.path.abspath(path)).encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(error.object).decode(errors="backslashreplace")
-        raise UsageError(
-            f"--{flag}: the name {shown} is not UTF-8; use another folder, or rename it"
-        ) from error

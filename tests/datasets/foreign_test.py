@@ -185,7 +185,7 @@ def test_unknown_names_are_usage_errors_of_one_line(tmp_path, name, monkeypatch)
     assert f"--dataset={name}" in message
     assert "mnist, fashion_mnist, kmnist" in message
     assert "\n" not in message
-    assert len(message) < 400
+    assert len(message.replace(str(tmp_path), "")) < 400
 
 
 # Versions

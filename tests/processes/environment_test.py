@@ -64,7 +64,6 @@ def kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
         {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "a:8080", "MEGASCALE_NUM_SLICES": "2"},
         {"JAX_COORDINATOR_ADDRESS": "10.0.0.9:1234"},
-        {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"},
     ],
     ids=lambda variables: next(reversed(variables)),
 )

@@ -1,5 +1,7 @@
 """Processes that meet must be as many as they say, and have been given the same."""
 
+import logging
+import socket
 import threading
 from collections.abc import Callable
 
@@ -38,6 +40,47 @@ def roll_call(hellos: list[tuple[int, int, dict]], count: int = 3) -> list[objec
         for connection in end if isinstance(end, list) else []:
             connection.close()
     return ends
+
+
+HINT = " (SLURM_NTASKS=3 says so; --num_processes=1 trains in this process alone)"
+
+
+def of_slurm(process_id: int) -> Cluster:
+    return Cluster(f"127.0.0.1:{free_port()}", 3, process_id, source="SLURM_NTASKS=3")
+
+
+@pytest.mark.parametrize(
+    ("process_id", "waiting", "message"),
+    [
+        (0, "waiting for process 1, 2", "of 3 processes, 1, 2 did not report"),
+        (1, "waiting for process 0", "process 1 could not report to process 0"),
+    ],
+)
+def test_who_waits_says_what_was_believed(
+    process_id: int,
+    waiting: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And how to overrule it: a shell in an allocation of Slurm, say, is no process of three."""
+    monkeypatch.setattr(rollcall, "_ROLL_CALL_SECONDS", 1.5)
+    monkeypatch.setattr(rollcall, "_PATIENCE_SECONDS", 0.1)
+    with caplog.at_level(logging.INFO, "trainer"), pytest.raises(RunError, match=message) as error:
+        rollcall.meet(of_slurm(process_id), {})
+    assert str(error.value).endswith(HINT)
+    (line,) = [line for line in caplog.messages if line.startswith(waiting)]
+    assert line.endswith(HINT)
+
+
+def test_a_port_that_is_taken() -> None:
+    cluster = of_slurm(0)
+    with (
+        socket.create_server((cluster.host, cluster.port)),
+        pytest.raises(UsageError, match="process 0 cannot listen there") as error,
+    ):
+        rollcall.meet(cluster, {})
+    assert str(error.value).endswith(HINT)
 
 
 def test_roll_call_orders_the_processes() -> None:

@@ -4,11 +4,20 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from trainer.processes import signals
 from trainer.processes.signals import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_not_ignored() -> Iterator[None]:
+    """As in the background of a script, from which tests may be started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -131,6 +131,28 @@ def test_slow_strangers_keep_nobody_waiting() -> None:
         stranger.close()
 
 
+def test_who_drips_is_cut_off_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is no reason to wait longer."""
+    monkeypatch.setattr(roll_call, "_HELLO_SECONDS", 0.5)
+    meeting = Meeting()
+    with meeting.connect() as stranger:
+        stranger.settimeout(0.05)
+        began, closed = time.monotonic(), False
+        while not closed and time.monotonic() < began + 10:
+            try:
+                stranger.sendall(b"{")
+                while stranger.recv(4096):
+                    pass
+                closed = True
+            except TimeoutError:
+                pass
+            except OSError:
+                closed = True
+        assert closed
+        assert time.monotonic() - began < 5
+        meeting.assert_starts()
+
+
 def test_more_strangers_than_are_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """They fill all places, and are closed when they have said nothing for too long."""
     monkeypatch.setattr(roll_call, "_MOST_UNKNOWN", 5)

@@ -105,6 +105,14 @@ def test_a_resume_says_where(
         "resuming at step 24: epoch 2, cycle 4, step 3 of 7 of the cycle, rising, "
         "learning rate 0.02325" in caplog.text
     )
+    assert caplog.text.count("step 24") == 1
+
+
+def test_a_run_that_learned_nothing_is_told_so(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(dataclasses.replace(config, num_steps=2, lr_min=0.0, lr_max=0.0), tmp_path)
+    assert caplog.text.count("with --lr_max=0 nothing is learned") == 1
 
 
 def test_a_complete_run_says_so_and_how_to_train_further(
@@ -378,7 +386,8 @@ def test_several_steps_a_call_and_the_tree_exclude_each_other(
         (0, "allreduce", "tpu", 100, 25),
         (0, "allreduce", "gpu", 33, 17),
         (0, "allreduce", "gpu", 1, 1),
-        (4, "allreduce", "cpu", 3, 4),
+        (4, "allreduce", "cpu", 3, 3),
+        (10**9, "allreduce", "gpu", 468, 468),
         (1, "allreduce", "gpu", 100, 1),
     ],
 )

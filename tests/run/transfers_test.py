@@ -79,14 +79,16 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return watch
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 4])
+@pytest.mark.parametrize(
+    ("reduction", "steps_per_call"), [("tree", 1), ("allreduce", 1), ("allreduce", 4)]
+)
 def test_the_host_reads_old_metrics_only(
-    config: TrainConfig, tmp_path: Path, watch: Watch, steps_per_call: int
+    config: TrainConfig, tmp_path: Path, watch: Watch, reduction: str, steps_per_call: int
 ) -> None:
     """Through three epochs, each with a test at its end, up to the checkpoint at the end of all."""
     config = dataclasses.replace(
         config,
-        reduction="allreduce",
+        reduction=reduction,
         steps_per_call=steps_per_call,
         checkpoint_every_steps=1000,
         eval_every_steps=20 * steps_per_call,

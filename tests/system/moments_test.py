@@ -107,6 +107,38 @@ def test_python_is_in_another_language(start: Callable) -> None:
     assert process.returncode == 130, error
 
 
+# An extension that a signal comes to as it starts: at that call of a function of Python.
+STARTING = """\
+import importlib.machinery, os, signal, sys
+real = importlib.machinery.ExtensionFileLoader.exec_module
+calls = 0
+def profile(frame, event, argument):
+    global calls
+    calls += event == "call"
+    if calls == {call}:
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGINT)
+def exec_module(loader, module):
+    if module.__name__ == "{extension}":
+        print("moment", file=sys.stderr)
+        sys.setprofile(profile)
+    real(loader, module)
+importlib.machinery.ExtensionFileLoader.exec_module = exec_module
+"""
+
+
+@pytest.mark.parametrize("call", [1, 33, 129])
+@pytest.mark.parametrize(
+    "extension", ["jaxlib.mlir._mlir_libs._mlir", "jaxlib._jax", "numpy._core._multiarray_umath"]
+)
+def test_an_extension_is_imported(start: Callable, extension: str, call: int) -> None:
+    """One that Python interrupts as it starts aborts, or writes to memory that is not its own."""
+    program = STARTING.format(extension=extension, call=call)
+    process = start(*LONG, patch=f"exec({program!r}, {{}})")
+    assert end(process) == "moment\ninterrupted\n"
+    assert process.returncode == 130
+
+
 # An import, or a callback, that prints what interrupts it; the thread that hears signals is slow.
 TELLTALE = """\
 import sys, time, traceback, trainer.devices
@@ -155,8 +187,8 @@ def test_steps_evaluations_and_saves(
     wait_for_checkpoint(tmp_path / "run", 4, process)
     error = end(process, number)
     assert process.returncode == 75, error
-    assert f"{number.name}: stopping after this step" in error
-    assert f"stopped by {number.name} at step " in error
+    stopping, stopped = f"{number.name}: stopping after this step", f"stopped by {number.name} at "
+    assert -1 < error.find(stopping) < error.find(stopped), error
     step = max(checkpoint_steps(tmp_path / "run"))
     lines = read_metrics(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == list(range(step))

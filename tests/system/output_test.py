@@ -1,12 +1,15 @@
 """Output that nobody takes is lost, and nothing else."""
 
+import os
+import pty
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.helpers import trainer_environment
+from tests.helpers import QUICK, ROOT, checkpoint_steps, trainer_environment
 
 pytestmark = pytest.mark.system
 
@@ -51,3 +54,33 @@ def test_a_program_lives_on(tmp_path, redirection: str, status: int) -> None:
     if not redirection:
         assert len(done.stdout) == 300_003
         assert len(done.stderr.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "train --help", "predict {digit} {digit} {digit} --workdir={run}"],
+)
+def test_a_command_whose_reader_leaves_is_quiet(unbroken: Path, command: str) -> None:
+    (digit,) = (ROOT / "tests" / "digits").glob("4_printed.png")
+    words = command.format(digit=digit, run=unbroken)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m trainer {words} | head -1"],
+        env=trainer_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_a_terminal_that_is_gone(start, tmp_path: Path) -> None:
+    """In the middle of a run: it trains to its end."""
+    parent, child = pty.openpty()
+    process = start("--workdir=run", *QUICK, "--num_steps=300", stdout=child, stderr=child)
+    os.close(child)
+    said = b""
+    while b"first step after" not in said:
+        said += os.read(parent, 4096)
+    os.close(parent)
+    assert process.wait(120) == 0
+    assert checkpoint_steps(tmp_path / "run") == {300}

@@ -13,6 +13,7 @@ from tests.helpers import (
     checkpoint_steps,
     free_port,
     read_metrics,
+    trainer_environment,
     wait_for_checkpoint,
     wait_for_step,
 )
@@ -58,6 +59,18 @@ def test_signal_to_one_stops_all_at_the_same_step(start_one_of, tmp_path: pathli
     assert steps == {str(saved)}
     lines = read_metrics(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == list(range(saved))
+
+
+def test_proxies_are_not_asked(start_one_of, tmp_path: pathlib.Path) -> None:
+    """Between two processes of one host; nobody answers at the port of this one."""
+    names = ("http_proxy", "HTTP_PROXY", "https_proxy", "grpc_proxy", "all_proxy")
+    env = trainer_environment() | dict.fromkeys(names, "http://127.0.0.1:9")
+    port = free_port()
+    flags = ("--workdir=run", "--model=mlp", "--num_steps=3", "--num_cpu_devices=1", "--noreport")
+    pair = [start_one_of(i, 2, port, *flags, env=env) for i in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], errors
+    assert checkpoint_steps(tmp_path / "run") == {3}
 
 
 def test_save_that_fails_ends_all_within_seconds(start_one_of, tmp_path: pathlib.Path) -> None:

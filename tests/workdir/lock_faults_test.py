@@ -12,8 +12,8 @@ from etils import epath
 
 from trainer.datasets import open_dataset
 from trainer.errors import RunError, UsageError
+from trainer.paths import expand
 from trainer.workdir.lock import LOCK_FILE, lock
-from trainer.workdir.paths import expand
 from trainer.workdir.storage import open_workdir
 
 

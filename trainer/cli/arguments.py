@@ -13,7 +13,7 @@ from trainer.cli.commands import COMMANDS
 from trainer.config import LENGTH_FIELDS, TrainConfig
 from trainer.config.options import describe_valid
 from trainer.errors import UsageError
-from trainer.workdir.paths import expand
+from trainer.paths import expand
 
 DEFAULT_WORKDIR = "runs/mnist"
 

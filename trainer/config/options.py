@@ -16,6 +16,8 @@ AVERAGE, EMA = "average", "ema"
 
 # As many updates as an int32, the step counter, can tell apart.
 MOST_STEPS = 2**31
+# A cycle is kept as a table, of 4 bytes a step on the devices.
+_MOST_IN_A_CYCLE = 2**26
 # Of a float32. Above it a rate would be infinite on the devices.
 _LARGEST = 3.4028234e38
 
@@ -48,14 +50,14 @@ class Range:
         below = number < self.high or (number == self.high and not self.high_open)
         return above and below
 
-    def describe(self, name: str, value: float = 0) -> str:
-        """Return such as "0 <= momentum < 1", or "batch_size >= 1" where only dtypes end it.
+    def describe(self, name: str, value: Any = 0) -> str:
+        """Return such as "0 <= momentum < 1", or "batch_size >= 1" where dtypes or memory end it.
 
         Args:
           name: of what lies in the range.
           value: one that may lie outside.
         """
-        if self.high in (MOST_STEPS, _LARGEST) and not value > self.high:
+        if self.high in (MOST_STEPS, _MOST_IN_A_CYCLE, _LARGEST) and not value > self.high:
             return f"{name} {'>' if self.low_open else '>='} {self.low:.10g}"
         signs = ("<" if self.low_open else "<="), ("<" if self.high_open else "<=")
         return f"{self.low:.10g} {signs[0]} {name} {signs[1]} {self.high:.10g}"
@@ -64,8 +66,10 @@ class Range:
 LEARNING_RATE = Range(0, _LARGEST)
 GAMMA = Range(0, 1, low_open=True)
 FRACTION = Range(0, 1, high_open=True)
-STEPS_PER_CYCLE = Range(2, MOST_STEPS)
+STEPS_PER_CYCLE = Range(2, _MOST_IN_A_CYCLE)
 COUNT, COUNT_OR_NONE = Range(1, MOST_STEPS), Range(0, MOST_STEPS)
+# A run with 256 took 49 s on 2 cores; with 1,024 XLA aborts the process.
+CPU_DEVICES = Range(0, 256)
 # jax takes 32 bits of a seed: a larger one would be another's run.
 SEED = Range(0, 2**32 - 1)
 NOT_NEGATIVE = Range(0, _LARGEST)

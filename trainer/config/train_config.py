@@ -8,6 +8,7 @@ from trainer.config.checks import check_field, check_together
 from trainer.config.options import (
     COUNT,
     COUNT_OR_NONE,
+    CPU_DEVICES,
     FRACTION,
     GAMMA,
     LEARNING_RATE,
@@ -278,7 +279,7 @@ class TrainConfig:
         0,
         "Devices",
         "virtual devices to make of the cores of a CPU; 0: choose",
-        valid=COUNT_OR_NONE,
+        valid=CPU_DEVICES,
         trajectory=False,
     )
     reduction: str = option(

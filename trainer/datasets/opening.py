@@ -43,6 +43,7 @@ def open_dataset(
       RunError: an archive or the prepared data set is damaged.
     """
     size = _parse_size(image_size)
+    data_dir = prepare.root_dir(data_dir)
     path = own.find_path(name, data_dir)
     if path is not None:
         builder = own.open_own(name, path, data_dir, size)

@@ -16,6 +16,7 @@ from trainer.datasets.npz import read_npz
 from trainer.datasets.pictures import strict_warnings
 from trainer.datasets.writing import write_dataset
 from trainer.errors import UsageError
+from trainer.paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,10 @@ def find_path(dataset: str, data_dir: str) -> Path | None:
     Raises:
       UsageError: it is a path, and nothing that can be used lies there.
     """
-    path = Path(dataset).expanduser()
-    prepared = Path(prepare.root_dir(data_dir)).expanduser() / dataset.split(":")[0]
     is_path = dataset.startswith((".", "/", "~")) or dataset.endswith(".npz")
     if dataset in NAMES or not dataset:
         return None
+    path, prepared = Path(expand("dataset", dataset)), Path(data_dir) / dataset.split(":")[0]
     if not is_path and not (path.exists() and not prepared.exists()):
         return None
     what = f"--dataset={dataset}"
@@ -66,7 +66,7 @@ def open_own(
     Args:
       dataset: as the user gave it, for messages.
       path: a folder or an .npz file.
-      data_dir: root folder of TFDS data sets; "" is the default one of TFDS.
+      data_dir: root folder of TFDS data sets, see `prepare.root_dir`.
       image_size: (H, W) to resize them to, or None if all have one size.
 
     Returns:
@@ -76,7 +76,7 @@ def open_own(
       UsageError: some of the files cannot be used; the message names them.
       RunError: writing failed.
     """
-    if "://" in prepare.root_dir(data_dir):
+    if "://" in data_dir:
         raise UsageError(
             f"--data_dir={data_dir} is no local folder, and --dataset={dataset} must be prepared "
             "in one; use a local --data_dir"
@@ -88,7 +88,7 @@ def open_own(
         raise UsageError(f"--dataset={dataset}: {error.filename}: {error.strerror}") from error
 
     def open_in(root: str) -> tfds.core.DatasetBuilder:
-        target = Path(root).expanduser() / NAME / key / _VERSION
+        target = Path(root) / NAME / key / _VERSION
         if not target.exists():
             logger.info("preparing %s in %s (once)", dataset, target)
             pictures, class_names = _pictures(dataset, path, folder, image_size)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 from trainer.datasets.mnist_idx import MnistIdx
-from trainer.errors import RunError, UsageError, check_utf8
+from trainer.errors import RunError, UsageError
+from trainer.paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,21 @@ _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAM
 
 
 def root_dir(data_dir: str) -> str:
-    """Returns the root folder of TFDS data sets: `data_dir`, or the default one if it is ""."""
-    return data_dir or str(tfds.core.constants.DATA_DIR)
+    """Returns the root folder of TFDS data sets: `data_dir`, or the default one if it is "".
+
+    Without a home folder the default one is a private temporary folder, with a warning.
+
+    Raises:
+      UsageError: `data_dir` is in a home folder that is not there, or is not UTF-8.
+    """
+    if data_dir:
+        return expand("data_dir", data_dir)
+    default = os.path.expanduser(str(tfds.core.constants.DATA_DIR))
+    if not default.startswith("~"):
+        return default
+    scratch = _scratch_dir()
+    logger.warning("there is no home folder here (HOME is not set): data sets are in %s", scratch)
+    return scratch
 
 
 def open_in_data_dir(
@@ -34,7 +48,7 @@ def open_in_data_dir(
 
     Args:
       dataset: as the user gave it, for messages.
-      data_dir: root folder of TFDS data sets; "" is the default one of TFDS.
+      data_dir: root folder of TFDS data sets, see `root_dir`.
       open_in: opens the data set below a root folder, and prepares it there if needed. An OSError
         means that the folder cannot be written to.
 
@@ -42,17 +56,15 @@ def open_in_data_dir(
       UsageError: no data set can lie below `data_dir`, or what `open_in` raises.
       RunError: writing failed, or what `open_in` raises.
     """
-    root = root_dir(data_dir)
-    check_utf8("data_dir", os.path.expanduser(root))
     try:
-        return open_in(root)
+        return open_in(data_dir)
     except OSError as error:
         if error.errno not in _READ_ONLY:
-            raise _explained(error, root) from error
+            raise _explained(error, data_dir) from error
         reason = error.strerror
     scratch = _scratch_dir()
     logger.warning(
-        "cannot write to %s (%s): the data set %s is in %s", root, reason, dataset, scratch
+        "cannot write to %s (%s): the data set %s is in %s", data_dir, reason, dataset, scratch
     )
     try:
         return open_in(scratch)
@@ -68,7 +80,7 @@ def open_prepared(config: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
     Args:
       config: "mnist", "fashion_mnist" or "kmnist".
-      data_dir: root folder of TFDS data sets; "" is the default one of TFDS.
+      data_dir: root folder of TFDS data sets, see `root_dir`.
 
     Returns:
       A builder whose data are prepared.
@@ -77,7 +89,7 @@ def open_prepared(config: str, data_dir: str) -> tfds.core.DatasetBuilder:
       UsageError: no data set can lie below `data_dir`, or archives are missing.
       RunError: an archive or the prepared data set is damaged, or writing failed.
     """
-    manual_dir = pathlib.Path(root_dir(data_dir)).expanduser() / "downloads" / "manual"
+    manual_dir = pathlib.Path(data_dir) / "downloads" / "manual"
     builder = open_in_data_dir(config, data_dir, lambda root: _prepared(config, root, manual_dir))
     if not {"train", "test"} <= set(builder.info.splits):
         raise damaged(str(builder.data_dir), "its description is incomplete")

@@ -166,8 +166,21 @@ def _listen(reader: int) -> None:
 
 def _in_main_thread(number: int, frame: FrameType | None) -> None:
     """Interrupt what the main thread does, if whoever is responsible wants that."""
-    if _responsible[-1].interrupts():
-        raise KeyboardInterrupt
+    if not _responsible[-1].interrupts():
+        return
+    if _is_importing(frame):
+        # An extension that is interrupted as it starts aborts the process, with another status.
+        os._exit(Interrupted.exit_status)
+    raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether some module is being imported where a signal was handled."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _not_ignored() -> list[signal.Signals]:

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import optax
@@ -17,6 +17,7 @@ from trainer.config import TrainConfig
 from trainer.config.own import is_own
 from trainer.datasets import DatasetSource, open_dataset
 from trainer.errors import UsageError
+from trainer.paths import expand
 from trainer.run.config_changes import check_config_change
 from trainer.run.environment import check_environment
 from trainer.run.memory import Memory, measure_memory
@@ -236,5 +237,5 @@ def _with_absolute_paths(config: TrainConfig, source: DatasetSource) -> TrainCon
     """Return the same configuration for any current folder: the run may be resumed from another."""
     data_dir = config.data_dir
     if data_dir and "://" not in data_dir:
-        data_dir = str(Path(data_dir).expanduser().absolute())
+        data_dir = os.path.abspath(expand("data_dir", data_dir))
     return dataclasses.replace(config, data_dir=data_dir, dataset=source.path or config.dataset)

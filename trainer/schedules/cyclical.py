@@ -44,8 +44,8 @@ def create_triangular_schedule(
     Args:
       lr_min: lowest rate, 0 <= lr_min <= lr_max, a plain number.
       lr_max: highest rate, finite in float32, a plain number.
-      steps_per_cycle: length of a whole cycle (rise and fall) in steps, an int >= 2. The paper's
-        stepsize is half of it.
+      steps_per_cycle: length of a whole cycle (rise and fall) in steps, an int >= 2, and at
+        most 2**26. The paper's stepsize is half of it.
       cycle_up_fraction: the part of a cycle that rises, 0 <= cycle_up_fraction < 1.
 
     Returns:
@@ -297,5 +297,7 @@ def _check_gamma(lr_gamma: float) -> float:
 
 def _check(name: str, value: object, valid: Range) -> None:
     """Raise a ValueError if an argument is no plain number in its range."""
-    if not isinstance(value, (int, float, np.number)) or value not in valid:
+    if not isinstance(value, (int, float, np.number)):
         raise ValueError(f"{name}={value!r} must be a finite number, {valid.describe(name)}")
+    if value not in valid:
+        raise ValueError(f"{name}={value!r} must be a finite number, {valid.describe(name, value)}")

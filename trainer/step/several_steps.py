@@ -29,7 +29,7 @@ def choose_steps_per_call(
       platform: of the devices.
       placement: of the examples: "replicated", "sharded" or "streamed".
       interval: steps, >= 1, after which the host has something to do, such as a test. A number
-        that is chosen cuts it into calls of nearly equal length.
+        that is chosen cuts it into calls of nearly equal length; no call can take more.
 
     Raises:
       UsageError: more than 1 are asked for together with "tree", or with streamed examples.
@@ -48,7 +48,7 @@ def choose_steps_per_call(
     one = reduction == TREE or placement == STREAMED
     # XLA:CPU runs convolutions in a loop 17 times slower (jax 0.10.2).
     if asked or one or platform == "cpu":
-        return asked or 1
+        return min(asked or 1, interval)
     calls = math.ceil(interval / _STEPS_PER_CALL)
     return math.ceil(interval / calls)
 

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from trainer.errors import RunError, UsageError
-from trainer.workdir.paths import expand
+from trainer.paths import expand
 
 _SCHEME = "gs://"
 
@@ -117,6 +117,11 @@ def surfacing(path: epath.Path) -> Iterator[None]:
     """Turn what the disk says about a file that is written in the body into a RunError."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{error.filename or path} could not be written: its folder was deleted or moved while "
+            "the run was writing to it; the same command starts again from what is in the folder"
+        ) from error
     except OSError as error:
         hint = remedy(path) if error.errno in _NO_SPACE else "make it writable"
         raise RunError(

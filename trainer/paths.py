@@ -2,7 +2,7 @@
 
 import os
 
-from trainer.errors import UsageError, check_utf8
+from trainer.errors import UsageError
 
 
 def expand(flag: str, path: str) -> str:
@@ -14,16 +14,23 @@ def expand(flag: str, path: str) -> str:
 
     Raises:
       UsageError: it is empty, the home folder is not known, or it, or the current folder that it
-        begins in, is not UTF-8.
+        begins in, is not UTF-8, as Orbax and TFDS need.
     """
     if not path:
         raise UsageError(f"--{flag}= is empty; use the name of a folder or file, such as runs/a")
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         user = path.partition("/")[0]
+        hint = " (HOME is not set)" if user == "~" else ""
         raise UsageError(
-            f"--{flag}={path}: there is no home folder {user} here (HOME is not set); use a path "
+            f"--{flag}={path}: there is no home folder {user} here{hint}; use a path "
             "that begins with /, or ./ for a name that begins with ~"
         )
-    check_utf8(flag, expanded)
+    try:
+        (expanded if "://" in expanded else os.path.abspath(expanded)).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(error.object).decode(errors="backslashreplace")
+        raise UsageError(
+            f"--{flag}: the name {shown} is not UTF-8; use another folder, or rename it"
+        ) from error
     return expanded
