@@ -331,6 +331,10 @@ def test_a_damaged_file_of_other_people_is_named(tmp_path, shard, damage, words)
         "restore the file from a copy, or prepare the data set again as it was made"
     )
     assert "\n" not in message
+    # As array_record says it to its authors.
+    assert [
+        words for words in ("bound method", "; at byte", "Postscript") if words in message
+    ] == []
 
 
 def test_a_file_that_may_not_be_read(tmp_path, shard, monkeypatch):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from tests.datasets import foreign_test as foreign
 from trainer.commands import inspection
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
@@ -70,6 +72,39 @@ def test_other_data_are_refused(
     assert "cannot be used to resume from it" in str(refused.value)
     with pytest.raises(UsageError, match=f"cannot be used to evaluate it: .*{difference}"):
         inspection.evaluate(tmp_path / "run", TrainConfig(num_devices=1))
+    assert contents(tmp_path / "run") == before
+
+
+def test_another_version_of_a_tfds_set_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TFDS takes the newest that is there, with other pixels here, or the same."""
+    features = {"image": foreign.GRAY, "label": foreign.CLASSES}
+    splits = {"train": foreign.gray_examples(16), "test": foreign.gray_examples(4)}
+    foreign.prepare_foreign(tmp_path, monkeypatch, features, splits)
+    config = TrainConfig(
+        dataset="foreign",
+        data_dir=str(tmp_path),
+        model="mlp",
+        batch_size=8,
+        num_steps=4,
+        steps_per_cycle=2,
+        num_devices=1,
+        tensorboard=False,
+        report=False,
+    )
+    train(config, tmp_path / "run")
+    monkeypatch.setattr(foreign.Foreign, "VERSION", tfds.core.Version("1.1.0"))
+    foreign.prepare_foreign(tmp_path, monkeypatch, features, splits)
+    before = contents(tmp_path / "run")
+    for use in (
+        lambda: train(dataclasses.replace(config, num_steps=8), tmp_path / "run"),
+        lambda: inspection.evaluate(tmp_path / "run", TrainConfig(num_devices=1)),
+    ):
+        with pytest.raises(
+            UsageError, match=r"foreign are not those .*version 1\.0\.0, now 1\.1\.0"
+        ):
+            use()
     assert contents(tmp_path / "run") == before
 
 

@@ -62,7 +62,7 @@ def test_some_cycles_a_column() -> None:
     assert (line[0], line[-1]) == ("█", "▁")
 
 
-@pytest.mark.parametrize("num_steps", [1, 3, 50_000, 2**31 - 1])
+@pytest.mark.parametrize("num_steps", [1, 3, 50_000, 2**31])
 def test_constant_is_a_flat_line(num_steps: int) -> None:
     line, numbers = drawing(40, num_steps=num_steps, lr_schedule="constant")
     assert line == "█" * min(num_steps, 40)
@@ -70,7 +70,7 @@ def test_constant_is_a_flat_line(num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 7, 80])
-@pytest.mark.parametrize("num_steps", [1, 117, 4681, 2**31 - 1])
+@pytest.mark.parametrize("num_steps", [1, 117, 4681, 2**31])
 @pytest.mark.parametrize("name", ["triangular", "triangular2", "exp_range_boundaries"])
 def test_any_width_and_length(width: int, num_steps: int, name: str) -> None:
     drawing(width, num_steps=num_steps, lr_schedule=name)

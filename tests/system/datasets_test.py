@@ -6,11 +6,35 @@ import sys
 
 import pytest
 
-from tests.helpers import trainer_environment
+from tests.helpers import QUICK, run_trainer, trainer_environment
 
 pytestmark = pytest.mark.system
 
 MNIST = pathlib.Path("mnist_idx", "mnist", "1.0.0")
+
+NO_HOME = """\
+import os, pwd
+os.environ.pop("HOME", None)
+os.environ.pop("TFDS_DATA_DIR", None)
+def no_entry(user):
+    raise KeyError(user)
+pwd.getpwuid = pwd.getpwnam = no_entry
+"""
+
+
+def test_a_host_without_a_home_folder(tmp_path):
+    """Neither HOME nor an entry in the list of users, as in a container: the data find a place."""
+    (tmp_path / "tmp").mkdir()
+    environment = trainer_environment() | {"TMPDIR": str(tmp_path / "tmp")}
+    patch = f"exec({NO_HOME!r})"
+    flags = (f"--workdir={tmp_path}/run", *QUICK, "--num_steps=3")
+    done = run_trainer(*flags, patch=patch, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "there is no home folder here (HOME is not set): data sets are in" in done.stderr
+    assert list((tmp_path / "tmp").glob(f"cyclic-trainer-*/{MNIST}/*.array_record*"))
+    refused = run_trainer(*flags, "--data_dir=~/data", patch=patch, env=environment)
+    assert refused.returncode == 1
+    assert "error: --data_dir=~/data: there is no home folder ~ here" in refused.stderr
 
 
 def run_python(code, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import signal
 import socket
 import time
@@ -90,6 +91,17 @@ def test_save_that_fails_ends_all_within_seconds(start_one_of, tmp_path: pathlib
     assert "could not be written" in error
     assert "could not be written" in other_error
     assert "process 0" in other_error
+
+
+def test_a_workdir_that_is_deleted_ends_the_run(start, tmp_path: pathlib.Path) -> None:
+    process = start(*LONG, "--workdir=run", "--noreport")
+    wait_for_checkpoint(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    _, error = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 2, error
+    assert_no_traceback(error)
+    assert re.search("was deleted|could not be written: its folder was deleted or moved", error)
+    assert not (tmp_path / "run").exists()
 
 
 def test_unshared_workdir_is_refused(start_one_of, tmp_path: pathlib.Path) -> None:
