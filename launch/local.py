@@ -43,7 +43,8 @@ exit status:
   resumes from there); else that of the process that failed first, 128 + n for signal n.
 
 Ctrl-C, SIGTERM and SIGUSR1 are handed on to all processes, which save a checkpoint and leave; a
-second Ctrl-C makes them leave at once. If this launcher is killed, Linux kills the processes.
+second Ctrl-C makes them leave at once. Ctrl-Z stops them, too. If this launcher is killed, Linux
+kills the processes.
 """
 
 
@@ -187,6 +188,8 @@ class Launcher:
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 loop.add_signal_handler(number, self._hand_on, number)
+        if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGTSTP, self._suspend)
         failures: list[tuple[bytes, bytes]] = []
         for restart in range(max_restarts + 1):
             if restart:
@@ -264,6 +267,14 @@ class Launcher:
         self.received.append(number)
         for process in self._processes:
             _send(process, number)
+
+    def _suspend(self) -> None:
+        """Stop with all processes, which Ctrl-Z does not reach, until the shell says to go on."""
+        for process in self._processes:
+            _send(process, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        for process in self._processes:
+            _send(process, signal.SIGCONT)
 
     async def _wait(self) -> int:
         """Wait until all processes have left; once one has failed, the others must leave soon."""

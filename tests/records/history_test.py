@@ -135,7 +135,11 @@ def test_resumes_of_an_older_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[20", "{}", "3", '["a"]', '[{"step": 1}]', '[{"step": 1, "changes": {"a": 1}}]']
+    "text",
+    [
+        *("", "[20", "{}", "3", '["a"]', '[{"step": 1}]', '[{"step": 1, "changes": {"a": 1}}]'),
+        '[{"step": 1e999, "changes": {}}]',
+    ],
 )
 def test_damaged_resumes_are_no_resumes(tmp_path: Path, text: str) -> None:
     (tmp_path / "resumes.json").write_text(text)

@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from trainer.config import TrainConfig
+from trainer.errors import RunError
 from trainer.records.clock import COMPILATION, DATA, STEPS, Clock
+from trainer.records.metrics import Records
 from trainer.records.throughput import Throughput
 from trainer.records.timing import Timing, describe_account, read_duration
+from trainer.schedules import create_plan
 
 
 @pytest.fixture
@@ -29,6 +33,22 @@ def train(workdir: Path, first_step: int, done: int, seconds: float, clock: list
     timing.flush()
     timing.flush()
     timing.close()
+
+
+def test_another_run_in_the_same_place_keeps_its_account(tmp_path: Path) -> None:
+    """The workdir was moved, and another one has taken its place."""
+    (tmp_path / "run").mkdir()
+    config = TrainConfig(tensorboard=False, num_steps=100)
+    records = Records(epath.Path(tmp_path / "run"), config, create_plan(config, 60_000), 0)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    for name in ("timing.json", "metrics.jsonl"):
+        (tmp_path / "run" / name).write_text("of another run")
+    timing = next(output for output in records._outputs if isinstance(output, Timing))
+    with pytest.raises(RunError, match=r"metrics\.jsonl was deleted or replaced"):
+        timing.flush()
+    records.__exit__()
+    assert (tmp_path / "run" / "timing.json").read_text() == "of another run"
 
 
 def summed(workdir: Path) -> tuple[float, int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -163,6 +164,36 @@ def test_the_best_and_the_ends_of_cycles_stay(
     assert Selection("best").load(tmp_path).step == best
     train(dataclasses.replace(keeping, num_steps=NUM_STEPS + 1), tmp_path)
     assert Selection("best").load(tmp_path).step in {best, NUM_STEPS + 1}
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_best_one_that_is_lost_gives_way(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: bool
+) -> None:
+    """It is set aside, or was deleted; the best of the tests from there on stays."""
+    keeping = dataclasses.replace(
+        config,
+        checkpoint_every_steps=1,
+        keep_checkpoints=1,
+        keep_best=True,
+        eval_every_steps=1,
+    )
+    train(dataclasses.replace(keeping, num_steps=NUM_STEPS), tmp_path)
+    best = read_newest(tmp_path).meta["best"]["step"]
+    assert best != NUM_STEPS
+    folder = tmp_path / "checkpoints" / str(best)
+    if damaged:
+        (folder / "state" / "manifest.ocdbt").write_bytes(b"")
+    else:
+        shutil.rmtree(folder)
+    caplog.clear()
+    train(dataclasses.replace(keeping, num_steps=NUM_STEPS + 3), tmp_path)
+    said = f"checkpoint {best}, the best so far, {'was damaged' if damaged else 'is gone'}; the"
+    assert said in caplog.text
+    assert (tmp_path / "checkpoints" / "damaged" / str(best)).exists() == damaged
+    later = [line for line in read_metrics(tmp_path, "test") if line["step"] > NUM_STEPS]
+    first_of_best = max(later, key=lambda line: (line["accuracy"], -line["step"]))["step"]
+    assert Selection("best").load(tmp_path).step == first_of_best
 
 
 def test_without_a_best_one(config: TrainConfig, averaged_run: Path) -> None:

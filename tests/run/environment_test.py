@@ -182,5 +182,5 @@ def test_processes_that_differ_are_named(
     monkeypatch.setattr("trainer.processes.gather", gather)
     environment.check_environment(None)
     here = environment.environment()["device"]
-    assert f"process 0 has device {here}, process 2 cpu arm64-1: the last bits" in caplog.text
+    assert f"process 0 has device {here}, in process 2 cpu arm64-1: the last bits" in caplog.text
     assert "process 1" not in caplog.text

@@ -191,6 +191,9 @@ def test_a_run_without_a_checkpoint_says_what_was_not_given(
     assert (job.first_step, job.config.batch_size, job.plan.num_steps) == (0, 16, 5)
     (tmp_path / "run" / "config.json").write_text("{")
     assert loop.plan(config, tmp_path / "run", given=()).plan.num_steps == 15
+    (tmp_path / "run" / "config.json").write_text('{"batch_size": "many"}')
+    with pytest.raises(UsageError, match=r"config\.json was edited.*batch_size='many' is not val"):
+        loop.plan(config, tmp_path / "run", given=())
 
 
 def test_leaves_that_do_not_fit_are_named(

@@ -229,6 +229,26 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_once(local) -> None:
     assert (status, err.count("SIGINT")) == (75, 2)
 
 
+def test_ctrl_z_stops_every_process_until_it_is_continued(local) -> None:
+    """The processes are in sessions of their own, which a terminal does not reach."""
+    run = local("wait_for_signal()", "-n", "2", "--gpus=none")
+    run.wait_for("ready", times=2)
+    everyone = [run.process.pid, *run.pids()]
+
+    def all_are(states: str) -> bool:
+        found = [
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in everyone
+        ]
+        return all(fields[0] in states for fields in found)
+
+    run.process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: all_are("T"), what=run.err)
+    run.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: all_are("RS"), what=run.err)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 0
+
+
 def test_a_terminal_that_goes_away_stops_the_run(local) -> None:
     run = local('say(" ".join(wait_for_signal())); sys.exit(75)', "-n", "2", "--gpus=none")
     run.wait_for("ready", 2)

@@ -243,6 +243,36 @@ def test_the_end_of_a_run_is_not_disturbed(start: Callable) -> None:
     assert process.returncode == 0, error
 
 
+# The main thread is kept after the end of its steps until a signal has been heard.
+AT_THE_END = """\
+import sys, time
+import trainer.run.loop as loop
+from trainer.processes import signals
+real = signals.StopRequest.__exit__
+def leave(stop, *exception):
+    real(stop, *exception)
+    print("moment", file=sys.stderr)
+    time.sleep(1)
+signals.StopRequest.__exit__ = leave
+"""
+
+
+@pytest.mark.parametrize("number", quick_with(signal.SIGTERM, SIGNALS[0], *SIGNALS[2:]))
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_is_decided_stays_so(start: Callable, stopped: bool, number: signal.Signals) -> None:
+    """A second signal, when the checkpoint is saved, or the run complete: it only hastens."""
+    steps = 1_000_000 if stopped else 5
+    process = start(*LONG, f"--num_steps={steps}", patch=f"exec({AT_THE_END!r})")
+    if stopped:
+        wait_for_line(process, "first step after")
+        process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "moment")
+    error = end(process, number)
+    assert process.returncode == (75 if stopped else 0), error
+    assert ("stopped by SIGTERM" if stopped else "in all ") in error
+    assert "interrupted" not in error
+
+
 def test_nohup(start: Callable, tmp_path: Path) -> None:
     ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     process = start(*LONG, patch=ignored)

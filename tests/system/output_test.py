@@ -73,6 +73,15 @@ def test_a_command_whose_reader_leaves_is_quiet(unbroken: Path, command: str) ->
     assert done.stderr == ""
 
 
+def test_a_reader_that_pauses(start, tmp_path: Path) -> None:
+    """A pager: the run trains to its end, and no hang is seen where nobody reads."""
+    flags = ("--batch_size=32", "--num_steps=2000", "--log_every_steps=1", "--hang_seconds=5")
+    process = start("--workdir=run", *QUICK, *flags)
+    assert process.wait(120) == 0  # More is said than a pipe holds, and nothing has been read.
+    assert len(process.stderr.read()) > 60_000
+    assert 2000 in checkpoint_steps(tmp_path / "run")
+
+
 def test_a_terminal_that_is_gone(start, tmp_path: Path) -> None:
     """In the middle of a run: it trains to its end."""
     parent, child = pty.openpty()

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 
+import numpy as np
 import pytest
 
 from tests.helpers import (
@@ -91,6 +92,55 @@ def test_save_that_fails_ends_all_within_seconds(start_one_of, tmp_path: pathlib
     assert "could not be written" in error
     assert "could not be written" in other_error
     assert "process 0" in other_error
+
+
+def pair_of(start_one_of, tmp_path: pathlib.Path, count: int) -> list[str]:
+    """What two processes say whose own.npz differ: the second has `count` examples, other ones."""
+    port, pair = free_port(), []
+    for i, size in enumerate((64, count)):
+        folder = tmp_path / f"host{i}"
+        folder.mkdir()
+        rng = np.random.default_rng(i)
+        images, labels = rng.integers(0, 256, (size + 16, 6, 6), np.uint8), np.arange(size + 16) % 4
+        parts = {"x_train": images[16:], "y_train": labels[16:]}
+        np.savez(folder / "own.npz", **parts, x_test=images[:16], y_test=labels[:16])
+        flags = ("--dataset=own.npz", "--batch_size=16", "--num_steps=8", "--steps_per_cycle=4")
+        flags += (f"--workdir={tmp_path}/run", "--model=mlp", "--num_cpu_devices=1", "--noreport")
+        pair.append(start_one_of(i, 2, port, *flags, f"--data_dir={folder}/data", cwd=folder))
+    errors = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], errors
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("count", "difference"),
+    [
+        (64, "other pixels or labels in the train split in process 1; "),
+        (90, "64 training examples, in process 1 90"),
+    ],
+)
+def test_processes_with_other_data_are_refused(
+    start_one_of, tmp_path: pathlib.Path, count: int, difference: str
+) -> None:
+    """Each host has its own own.npz; a run on both would be that of neither."""
+    errors = pair_of(start_one_of, tmp_path, count)
+    assert "own.npz are not the same in all processes: " in errors[0]
+    assert difference in errors[0]
+
+
+def test_processes_with_other_code_are_refused(start_one_of, tmp_path: pathlib.Path) -> None:
+    """One host was not updated."""
+    port = free_port()
+    other = "import trainer.run.environment as m; m._code_digest = lambda: 'abcdef0123'"
+    flags = ("--workdir=run", "--model=mlp", "--num_steps=3", "--num_cpu_devices=1", "--noreport")
+    pair = [start_one_of(i, 2, port, *flags, patch=("pass", other)[i]) for i in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], errors
+    assert re.search(
+        "different programs: the code of the trainer [0-9a-f]{8}, in process 1 abcdef01", errors[0]
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_that_is_deleted_ends_the_run(start, tmp_path: pathlib.Path) -> None:

@@ -138,6 +138,27 @@ def clear_the_way(workdir: epath.PathLike, search: Search) -> None:
             _set_aside(folder / name, damaged_dir(workdir))
 
 
+def set_aside_if_damaged(workdir: epath.PathLike, step: int) -> bool:
+    """Verify a checkpoint that is not the newest, and move it to the damaged ones if it is.
+
+    For the first process, under the lock of the workdir.
+
+    Args:
+      workdir: of a run.
+      step: of a checkpoint that is there.
+
+    Returns:
+      Whether it was damaged.
+    """
+    path = checkpoints_dir(workdir) / str(step)
+    _, problem = _try(path, step)
+    if problem is None:
+        return False
+    logger.warning("checkpoint %d is damaged (%s)", step, problem)
+    _set_aside(path, damaged_dir(workdir))
+    return True
+
+
 def _try(path: epath.Path, step: int) -> tuple[Restored | None, str | None]:
     """Return the checkpoint, or what is wrong with it."""
     try:

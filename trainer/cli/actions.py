@@ -29,6 +29,7 @@ _BEGAN = time.time()
 def _train(arguments: Arguments) -> int:
     """Train, or resume, or say that the run is complete."""
     from trainer import processes
+    from trainer.processes import signals
     from trainer.processes.cluster import find_cluster
 
     config = arguments.config
@@ -50,7 +51,8 @@ def _train(arguments: Arguments) -> int:
             if processes.is_first():
                 _show_plan(planned)
         else:
-            loop.train(config, arguments.workdir, allowed, arguments.given, _BEGAN)
+            with signals.run_decides():
+                loop.train(config, arguments.workdir, allowed, arguments.given, _BEGAN)
     return DONE
 
 

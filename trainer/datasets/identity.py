@@ -57,7 +57,9 @@ def examples_digest(images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def identity_difference(stored: Mapping[str, Any] | None, found: Mapping[str, Any]) -> str | None:
+def identity_difference(
+    stored: Mapping[str, Any] | None, found: Mapping[str, Any], there: str = "now"
+) -> str | None:
     """Says in words how one data set differs from another.
 
     Only what both know is compared: a description (before reading) with an identity is fine.
@@ -65,6 +67,7 @@ def identity_difference(stored: Mapping[str, Any] | None, found: Mapping[str, An
     Args:
       stored: description or identity of a run's data; None if an older version stored none.
       found: description or identity of the data that are here now.
+      there: where or when the data are that are compared with the first, in words.
 
     Returns:
       Such as "version 1.0.0, now 1.1.0", several differences separated by "; "; None if there is
@@ -80,21 +83,24 @@ def identity_difference(stored: Mapping[str, Any] | None, found: Mapping[str, An
     words = []
     for key, (before, now) in differing.items():
         if key == "name":
-            words.append(f"data set {before}, now {now}")
+            words.append(f"data set {before}, {there} {now}")
         elif key == "version":
-            words.append(f"version {before or 'unknown'}, now {now or 'unknown'}")
+            words.append(f"version {before or 'unknown'}, {there} {now or 'unknown'}")
         elif key in ("train_examples", "test_examples"):
             split = "training" if key == "train_examples" else "test"
-            words.append(f"{before} {split} examples, now {now}")
+            words.append(f"{before} {split} examples, {there} {now}")
         elif key == "image_shape":
-            words.append(f"images of {_by(before)}, now {_by(now)}")
+            words.append(f"images of {_by(before)}, {there} {_by(now)}")
         elif key == "classes":
-            words.append(_classes_difference(before, now))
+            words.append(_classes_difference(before, now, there))
     for split in ("train", "test"):
         # Other sizes have been named already, and imply other digests.
         said = {f"{split}_examples", "image_shape"} & differing.keys()
         if f"{split}_sha256" in differing and not said:
-            words.append(f"other pixels or labels in the {split} split")
+            words.append(
+                f"other pixels or labels in the {split} split"
+                + ("" if there == "now" else f" {there}")
+            )
     return "; ".join(words) or None
 
 
@@ -115,9 +121,9 @@ def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _classes_difference(before: Sequence[str] | int, now: Sequence[str] | int) -> str:
+def _classes_difference(before: Sequence[str] | int, now: Sequence[str] | int, there: str) -> str:
     """Says how two lists of classes differ."""
     if _count(before) != _count(now) or isinstance(before, int) or isinstance(now, int):
-        return f"{_count(before)} classes, now {_count(now)}"
+        return f"{_count(before)} classes, {there} {_count(now)}"
     index = next(i for i, (one, other) in enumerate(zip(before, now, strict=True)) if one != other)
-    return f"class {index} is called {before[index]!r}, now {now[index]!r}"
+    return f"class {index} is called {before[index]!r}, {there} {now[index]!r}"

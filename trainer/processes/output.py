@@ -10,18 +10,29 @@ from typing import TextIO
 
 # Whoever read them has left: `| head`, a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
-# Seconds that a reader who is slow, and does not block the writer, gets for each piece.
-_PATIENCE_SECONDS = 5.0
+# Seconds that a reader who is slow, or pauses (a pager, Ctrl-S), gets for each piece.
+_PATIENCE_SECONDS = 2.0
 
 
 class _Lossy(io.FileIO):
-    """A file descriptor to which writing never fails; what cannot be written is lost."""
+    """A file descriptor to which writing never fails; what cannot be written is lost.
+
+    Attributes:
+      problem: why something is lost, unless it is that nobody read on.
+      waits: whether it waits for a reader who pauses, as for results; lines about a run are lost.
+    """
 
     problem: OSError | None = None
+    waits = True
+    _patience = _PATIENCE_SECONDS
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         """Write, or note why not."""
         try:
+            if not self.waits:
+                if not self._has_room():
+                    return len(data)
+                data = data[: select.PIPE_BUF]  # So much fits where there is room.
             written = super().write(data)
             if written is None:  # Not blocking, and full.
                 select.select([], [self.fileno()], [], _PATIENCE_SECONDS)
@@ -31,6 +42,14 @@ class _Lossy(io.FileIO):
             if error.errno not in _NOBODY_READS:
                 self.problem = error
             return len(data)
+
+    def _has_room(self) -> bool:
+        """Return whether a piece can be written now, or soon; who pauses is waited for once."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        room = bool(poll.poll(1000 * self._patience))
+        self._patience = _PATIENCE_SECONDS if room else 0.0
+        return room
 
 
 _standard_output: _Lossy | None = None
@@ -52,7 +71,9 @@ def protect() -> None:
     global _standard_output
     _standard_output = _Lossy(1, "w", closefd=False)
     sys.stdout = _stream(sys.stdout, _standard_output, by_line=_standard_output.isatty())
-    sys.stderr = _stream(sys.stderr, _Lossy(2, "w", closefd=False), by_line=True)
+    standard_error = _Lossy(2, "w", closefd=False)
+    standard_error.waits = False
+    sys.stderr = _stream(sys.stderr, standard_error, by_line=True)
 
 
 def problem() -> OSError | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
-from trainer.errors import Interrupted
+from trainer.errors import Interrupted, RunError
 
 # A terminal that is gone asks to stop as a scheduler does.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -27,6 +27,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _GRACE_SECONDS = 3.0
 # Seconds of these that the main thread waits for the last word before it is interrupted.
 _LAST_WORD_SECONDS = 1.0
+
+# Of an error without a status of its own, as the command has it.
+_UNFORESEEN = RunError.exit_status
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +98,28 @@ class _Leaving:
         return False
 
 
+class _Decided:
+    """A run that has come to its end: the command leaves with that status, only sooner."""
+
+    def __init__(self, status: int) -> None:
+        """Take the exit status."""
+        self._status = status
+
+    def hear(self, number: signal.Signals) -> None:
+        """Leave within seconds: lock and lease are given back meanwhile."""
+        timer = threading.Timer(_GRACE_SECONDS, os._exit, (self._status,))
+        timer.daemon = True
+        timer.start()
+
+    def interrupts(self) -> bool:
+        """Leave the main thread alone."""
+        return False
+
+
 # The last one decides. Empty in a Python program that only calls the trainer.
 _responsible: list[_Responsible] = []
+# Whether a command comes to what its run comes to, see `run_decides`.
+_run_decides = False
 _callbacks: list[Callable[[str], None]] = []
 
 
@@ -121,6 +144,17 @@ def interruptible() -> Iterator[None]:
         interruption.leave_if_begun()
         raise
     interruption.leave_if_begun()
+
+
+@contextlib.contextmanager
+def run_decides() -> Iterator[None]:
+    """In the body, the end of a run is that of the command: what is stored is not "interrupted"."""
+    global _run_decides
+    _run_decides = True
+    try:
+        yield
+    finally:
+        _run_decides = False
 
 
 def on_interruption(callback: Callable[[str], None]) -> None:
@@ -224,10 +258,13 @@ class StopRequest:
             }
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Give it back."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Give it back; after a run that its command only waits for, nothing is left to decide."""
         if self._commanding:
             _responsible.remove(self)
+            if _run_decides and not isinstance(error, KeyboardInterrupt | Interrupted):
+                status = 0 if error is None else getattr(error, "exit_status", _UNFORESEEN)
+                _responsible.append(_Decided(status))
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -146,7 +146,15 @@ def _read_resumes(workdir: epath.Path) -> list[Resume]:
         stored = json.loads(path.read_bytes()) if path.exists() else []
         # Older versions stored steps alone.
         return [Resume(item) if type(item) is int else _parse_resume(item) for item in stored]
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OSError,
+        ArithmeticError,
+        RecursionError,
+    ):
         # Marks in a picture are not worth a run.
         return []
 

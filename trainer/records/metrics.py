@@ -98,7 +98,8 @@ class Records:
     def __exit__(self, *exception: object) -> None:
         """Close the outputs; what is pending is dropped."""
         for output in self._outputs:
-            with contextlib.suppress(OSError):  # It has surfaced already: every line is flushed.
+            # It has surfaced already: every line is flushed.
+            with contextlib.suppress(OSError, RunError):
                 output.close()
         self._files.close()
 
@@ -129,10 +130,9 @@ class Records:
         """Open everything that records are written to and shown on."""
         path = self.folder / METRICS_FILE
         earlier = rewind(path, first_step)
-        self._outputs.append(MetricsFile(path))
-        self._outputs.append(
-            Timing(self.folder / TIMING_FILE, first_step, self._throughput, self._clock)
-        )
+        metrics_file = MetricsFile(path)
+        timing = (self.folder / TIMING_FILE, first_step, self._throughput, self._clock)
+        self._outputs += [metrics_file, Timing(*timing, confirm=metrics_file.confirm)]
         if self._config.tensorboard:
             board = workdir / TENSORBOARD_DIR
             names = [path.name for path in board.iterdir()] if board.exists() else []

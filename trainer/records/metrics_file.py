@@ -26,6 +26,7 @@ class MetricsFile:
         """Open the file, which need not exist; see `rewind`."""
         self.path = path
         self._file = path.open("ab")
+        self._opened = os.fstat(self._file.fileno())
 
     def write(self, records: list[dict[str, Any]]) -> None:
         """Append records, so that a reader finds them."""
@@ -41,8 +42,16 @@ class MetricsFile:
           RunError: the file was deleted or replaced meanwhile.
         """
         os.fsync(self._file.fileno())
+        self.confirm()
+
+    def confirm(self) -> None:
+        """Make sure that the file is still the one that is being written.
+
+        Raises:
+          RunError: the file was deleted or replaced meanwhile.
+        """
         try:
-            intact = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+            intact = os.path.samestat(os.stat(self.path), self._opened)
         except FileNotFoundError:
             intact = False
         if not intact:

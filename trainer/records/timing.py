@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -52,7 +52,14 @@ class Timing:
       path: of the file.
     """
 
-    def __init__(self, path: epath.Path, first_step: int, throughput: Throughput, clock: Clock):
+    def __init__(
+        self,
+        path: epath.Path,
+        first_step: int,
+        throughput: Throughput,
+        clock: Clock,
+        confirm: Callable[[], None] = lambda: None,
+    ):
         """Take over what earlier starts have noted.
 
         Args:
@@ -60,7 +67,9 @@ class Timing:
           first_step: at which this start begins; 0 begins a new run, and forgets the others.
           throughput: counts the steps of this start.
           clock: of this start.
+          confirm: raises if the run is not the one that lies in the folder any more.
         """
+        self._confirm = confirm
         self.path = path
         self._first_step, self._throughput, self._clock = first_step, throughput, clock
         self._written = time.monotonic()
@@ -72,7 +81,8 @@ class Timing:
             self.flush()
 
     def flush(self) -> None:
-        """Write the file, whole."""
+        """Write the file, whole; not into another run, whose folder has taken the place of ours."""
+        self._confirm()
         self._written = time.monotonic()
         parts = self._clock.seconds()
         now = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.datasets import Dataset, DatasetFacts
 from trainer.run.job import Job
-from trainer.run.resume import check_data
+from trainer.run.resume import check_data, check_processes_have_the_same_data
 from trainer.run.rows import TrainingRows
 from trainer.run.store import Moments, Store, open_store
 from trainer.step import Batches
@@ -59,7 +59,11 @@ def data_of(job: Job, store: Store, epoch_batches: Callable[[Any], Any]) -> Data
       job: the run.
       store: its data.
       epoch_batches: see `Store.training`.
+
+    Raises:
+      UsageError: processes that train together have other data.
     """
+    check_processes_have_the_same_data(job.config.dataset, store.identity)
     source, (mean, std) = job.source, store.moments
     inputs = {
         "image_shape": list(source.image_shape),

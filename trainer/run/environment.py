@@ -1,14 +1,17 @@
 """What decides on the last bits of a run beside its configuration: libraries, devices, settings."""
 
 import functools
+import hashlib
 import logging
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 
 from trainer import devices, processes
 from trainer.checkpoints import Restored
+from trainer.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +58,12 @@ def check_environment(restored: Restored | None) -> None:
 
     Args:
       restored: the checkpoint that the run resumes from, or None.
+
+    Raises:
+      UsageError: processes that train together have other versions of trainer or libraries.
     """
     here, *others = processes.gather(environment())
+    _check_processes()
     if not processes.is_first():
         return
     if restored:
@@ -69,7 +76,7 @@ def check_environment(restored: Restored | None) -> None:
                 *(restored.step, changed),
             )
     for number, other in enumerate(others, 1):
-        differing = _differences(here, other, f"process {number}")
+        differing = _differences(here, other, f"in process {number}")
         if differing:
             logger.warning(
                 "process 0 has %s: the last bits of their replicas may differ, and the check "
@@ -78,12 +85,44 @@ def check_environment(restored: Restored | None) -> None:
             )
 
 
-def _differences(before: dict[str, str], now: dict[str, str], whose: str) -> str:
-    """Return, in words, what both have, differs, and may change bits."""
+def _check_processes() -> None:
+    """Refuse processes whose trainer, or whose libraries, are others: their gradients would mix.
+
+    Raises:
+      UsageError: naming the process, and what is another.
+    """
+    if not processes.several():
+        return
+    own = versions() | {"the code of the trainer": _code_digest()[:8]}
+    first, *others = processes.gather(own)
+    for number, other in enumerate(others, 1):
+        differing = _differences(first, other, f"in process {number}", of_bits=False)
+        if differing:
+            raise UsageError(
+                f"the processes run different programs: {differing}; install the same versions "
+                "everywhere"
+            )
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Return the SHA-256 of the trainer's own modules, in hex."""
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _differences(
+    before: dict[str, str], now: dict[str, str], whose: str, of_bits: bool = True
+) -> str:
+    """Return, in words, what both have and differs; of packages only what may change bits."""
     return ", ".join(
         f"{name} {before[name] or 'unset'}, {whose} {value or 'unset'}"
         for name, value in now.items()
-        if name in before and before[name] != value and name not in _PACKAGES_OF_NO_BITS
+        if name in before
+        and before[name] != value
+        and not (of_bits and name in _PACKAGES_OF_NO_BITS)
     )
 
 

@@ -26,6 +26,7 @@ from trainer.run.resolving import resolve
 from trainer.run.resume import (
     check_data,
     check_next_rate,
+    check_processes_have_the_same_data,
     check_sources,
     trained_on_own_files,
 )
@@ -43,7 +44,7 @@ from trainer.step import (
     digests_of_sources,
     train_state_init,
 )
-from trainer.workdir.files import read_config
+from trainer.workdir.files import CONFIG_FILE, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def prepare(
     devices.check_divisible(config.batch_size, mesh)
     with processes.first_process_first():
         source = open_dataset(config.dataset, config.data_dir, **config.data_selection)
+    check_processes_have_the_same_data(config.dataset, source.description)
     config = _with_absolute_paths(config, source)
     if restored and stored:
         if source.path and trained_on_own_files(restored):
@@ -222,7 +224,13 @@ def _complete(
     if stored is None:
         # A run that has not saved a checkpoint yet.
         found = processes.share(read_config(workdir) if processes.is_first() else None)
-        stored = TrainConfig.from_stored(found) if found else None
+        try:
+            stored = TrainConfig.from_stored(found) if found else None
+        except UsageError as error:
+            raise UsageError(
+                f"{workdir / CONFIG_FILE} was edited, and is no configuration of a run ({error}); "
+                "delete it, or use another --workdir"
+            ) from error
     given = processes.share(sorted(given))
     if stored is None:
         return config

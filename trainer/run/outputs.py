@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from trainer import processes
-from trainer.checkpoints import Checkpointer, Keeping, stored_steps
+from trainer.checkpoints import Checkpointer, Keeping, set_aside_if_damaged, stored_steps
 from trainer.config import flagfile_of_run
 from trainer.records import figures
 from trainer.records.clock import CHECKPOINTS, EVALUATION, PICTURE, START_UP, STEPS, Clock
@@ -76,12 +76,13 @@ class Writer:
         checkpointer: Checkpointer,
         profiler: Profiler,
         clock: Clock,
+        best: dict[str, Any] | None,
     ):
         """Write through these, which the caller opens and closes."""
         self._clock = clock
         self._job, self._data, self._lock = job, data, lock
         self._records, self._checkpointer, self._profiler = records, checkpointer, profiler
-        self._best = _best_so_far(job)
+        self._best = best
 
     @property
     def last_test(self) -> dict[str, Any] | None:
@@ -194,6 +195,7 @@ def open_outputs(job: Job, data: Data, lock: Lock | None, clock: Clock) -> Itera
         yield Silent()
         return
     config, first_step = job.config, job.first_step
+    best = _best_so_far(job)  # Before Orbax looks what is there.
     keeping = Keeping(config.keep_checkpoints, config.keep_cycle_ends, job.plan.steps_per_cycle)
     with (
         Checkpointer(job.workdir, keeping) as checkpointer,
@@ -201,19 +203,23 @@ def open_outputs(job: Job, data: Data, lock: Lock | None, clock: Clock) -> Itera
         Profiler(records.folder, first_step, config.profile) as profiler,
     ):
         clock.enter(STEPS)
-        yield Writer(job, data, lock, records, checkpointer, profiler, clock)
+        yield Writer(job, data, lock, records, checkpointer, profiler, clock, best)
 
 
 def _best_so_far(job: Job) -> dict[str, Any] | None:
     """Return step and accuracy of the best checkpoint that the run has, if it keeps one."""
     best = job.restored.meta.get("best") if job.restored and job.config.keep_best else None
-    if best and best["step"] not in stored_steps(job.workdir):
-        logger.warning(
-            "checkpoint %d, the best so far, is gone; the best of the tests from here on is kept",
-            best["step"],
-        )
+    if not best:
         return None
-    return best
+    step = best["step"]
+    if step not in stored_steps(job.workdir):
+        problem = f"checkpoint {step}, the best so far, is gone"
+    elif step != job.first_step and set_aside_if_damaged(job.workdir, step):
+        problem = f"checkpoint {step}, the best so far, was damaged"
+    else:
+        return best
+    logger.warning("%s; the best of the tests from here on is kept", problem)
+    return None
 
 
 def note_start(job: Job) -> None:

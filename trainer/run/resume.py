@@ -102,6 +102,26 @@ def check_data(
         )
 
 
+def check_processes_have_the_same_data(dataset: str, found: dict[str, Any]) -> None:
+    """Refuse processes that have not all the same data; waits for all of them.
+
+    Args:
+      dataset: which data, as a flag says it.
+      found: what is known of the data that are here: description or identity.
+
+    Raises:
+      UsageError: another process has others; the message says how they differ.
+    """
+    first, *others = processes.gather(found)
+    for number, other in enumerate(others, 1):
+        difference = identity_difference(first, other, there=f"in process {number}")
+        if difference:
+            raise UsageError(
+                f"the data of --dataset={dataset} are not the same in all processes: {difference}; "
+                "give all of them the same data (--dataset and --data_dir)"
+            )
+
+
 def check_sources(restored: "Restored | Checkpoint", sources: dict[str, str]) -> None:
     """Say it if a source file of the user's own has changed since the checkpoint.
 
