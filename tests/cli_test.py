@@ -114,6 +114,10 @@ def test_every_field_is_a_flag(field: dataclasses.Field) -> None:
         (["trian"], "unexpected command 'trian' (did you mean train?); use one of the commands"),
         (["evalute"], "unexpected command 'evalute' (did you mean evaluate?)"),
         (["train", "5"], "unexpected argument '5'"),
+        (
+            ["--", "--seed=4"],
+            "unexpected command '--seed=4': what follows -- is no flag; leave out",
+        ),
         (["--devices=7"], "--devices is a flag of verify_resume, not of train"),
         (["report", "--output=x"], "--output is a flag of compare and export, not of report"),
         (["inspect", "--nonesterov"], "--nesterov is a flag of train and find_lr and verify_res"),

@@ -63,3 +63,10 @@ def test_the_copy_of_a_run_is_bound_to_no_machine_and_no_process(tmp_path: Path)
     assert found.given.isdisjoint({*start, *devices, "platform"})
     assert "# Changed at step 9, lr_max from 0.1 to 0.5: " in text
     assert "# On these devices: --platform=cpu --num_devices=2 --num_cpu_devices=4\n" in text
+
+
+@pytest.mark.parametrize("first", ["", "\n", "# Of a test.\n", "// Of a test.\n"])
+def test_a_byte_order_mark_is_passed_over(first: str, tmp_path: Path) -> None:
+    found = read(f"\ufeff{first}--seed=5\n--batch_size=96\n", tmp_path)
+    assert found.config == TrainConfig(seed=5, batch_size=96)
+    assert (found.command, found.files) == ("train", ())

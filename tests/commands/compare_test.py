@@ -229,3 +229,14 @@ def test_a_damaged_configuration_is_named(
     status, _, err = say("run")
     assert status == 2
     assert "run/config.json" in err or "another version" in err
+
+
+def test_records_that_are_a_folder(say: Callable, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "longer", tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/metrics.jsonl").mkdir()
+    status, _, err = say("run")
+    assert (status, err) == (
+        2,
+        "error: run/metrics.jsonl could not be read: Is a directory\n",
+    )

@@ -1,6 +1,7 @@
 """Digits in files are read right, and an exported network says what the trainer says."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,13 +81,16 @@ def test_predict_answers_what_it_can(
     command: Callable[..., int], capsys: pytest.CaptureFixture, workdir: Path, tmp_path: Path
 ) -> None:
     Image.new("L", (60, 60), 200).save(tmp_path / "blank.png")
-    files = [DIGITS[0], tmp_path / "blank.png", tmp_path / "missing.png", DIGITS[1]]
+    os.mkfifo(tmp_path / "pipe")
+    odd = [tmp_path / name for name in ("blank.png", "missing.png", "pipe")]
+    files = [DIGITS[0], *odd, DIGITS[1]]
     assert command("predict", *map(str, files), f"--workdir={workdir}") == 1
     out, err = capsys.readouterr()
     assert [json.loads(line)["file"] for line in out.splitlines()] == list(map(str, DIGITS[:2]))
     assert err.splitlines() == [
         f"error: {tmp_path}/blank.png: blank: nothing stands out from the background",
         f"error: {tmp_path}/missing.png: No such file or directory",
+        f"error: {tmp_path}/pipe: no regular file; save the picture in one",
     ]
 
 
@@ -209,6 +213,7 @@ def test_an_export_lies_in_the_workdir_and_replaces_its_like(
         ("thesis.pdf", "there is a file that is no export"),
         ("empty", "there is a file that is no export"),
         ("folder", "it is a folder"),
+        ("pipe", "it is no regular file"),
         ("missing/file", "cannot be written: No such file or directory"),
         ("thesis.pdf/file", "cannot be written: Not a directory"),
     ],
@@ -219,7 +224,9 @@ def test_an_export_overwrites_nothing_else(
     (tmp_path / "thesis.pdf").write_text("years of work")
     (tmp_path / "empty").write_text("")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match=message):
         export(workdir, tmp_path / output)
-    assert {path.name for path in tmp_path.iterdir()} == {"thesis.pdf", "empty", "folder"}
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"thesis.pdf", "empty", "folder", "pipe"}
     assert (tmp_path / "thesis.pdf").read_text() == "years of work"

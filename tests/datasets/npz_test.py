@@ -1,6 +1,7 @@
 """An .npz file as Keras stores MNIST: what is read, what is refused, and in which words."""
 
 import hashlib
+import io
 import pathlib
 import zipfile
 
@@ -140,6 +141,12 @@ def test_a_rare_class_that_a_slice_misses_is_only_told(tmp_path, caplog):
         ({"x_test": np.zeros((8, 5, 4, 3), np.uint8)}, "images of 1 channels in x_train, but of 3"),
         ({"x_test": np.zeros((8, 9, 9), np.uint8)}, "different sizes (height x width): 5x4 (12"),
         ({"x_train": np.array([{"a": 1}] * 12)}, "x_train holds Python objects"),
+        (
+            {"y_train": np.where(LABELS[:12] == 2, 10**9, LABELS[:12])},
+            "y_train has the label 1000000000, which would make more classes than there are "
+            "examples; number the classes from 0 (here up to 999)",
+        ),
+        ({"y_train": LABELS[:12].astype(np.uint64) + 2**63}, "the label 9223372036854775810,"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, changes, problem):
@@ -168,6 +175,66 @@ def test_damaged_and_foreign_files(tmp_path):
     path.unlink()
     with pytest.raises(UsageError, match=f"there is no {path}; use a folder of pictures"):
         datasets.load(str(path))
+
+
+def with_flag(content: bytes, offset: int, value: int) -> bytes:
+    """A zip file with a byte of every header changed, that lies so far from a header's middle."""
+    changed = bytearray(content)
+    for magic, start in ((b"PK\x03\x04", offset), (b"PK\x01\x02", offset + 2)):
+        place = -1
+        while (place := content.find(magic, place + 1)) >= 0:
+            changed[place + start] = value
+    return bytes(changed)
+
+
+def zipped(content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip file whose x_train.npy has this content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name in ARRAYS:
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def stored(shape: str) -> bytes:
+    """An array of bytes that claims to have a shape."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"abc"
+
+
+def damaged_lzma() -> bytes:
+    content = bytearray(zipped(RNG.bytes(4000), zipfile.ZIP_LZMA))
+    content[60] ^= 255
+    return bytes(content)
+
+
+def whole(tmp_path: pathlib.Path) -> bytes:
+    return pathlib.Path(save(tmp_path)).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda folder: with_flag(whole(folder), 6, 1), "x_train cannot be read: it is encrypted"),
+        (lambda folder: with_flag(whole(folder), 8, 99), "compression method is not supported"),
+        (lambda _: damaged_lzma(), "is damaged: "),
+        (lambda _: zipped(stored("(100000000000000,)")), "is damaged, or larger than the memory"),
+        (lambda _: zipped(b"text"), "x_train is no array of NumPy; store it with np.savez"),
+        (lambda _: b"text", "is damaged: it does not begin as an .npz file does"),
+    ],
+)
+def test_strange_archives_are_one_message(tmp_path, make, problem):
+    (tmp_path / "strange.npz").write_bytes(make(tmp_path))
+    assert problem in refused(str(tmp_path / "strange.npz"))
+
+
+@pytest.mark.parametrize("label", [3, 999])
+def test_a_class_without_examples_is_fine(tmp_path, label):
+    labels = np.where(LABELS[:12] == 2, label, LABELS[:12])
+    data = datasets.load(
+        save(tmp_path, y_train=labels, y_test=LABELS[12:] % 2), str(tmp_path / "data")
+    )
+    assert data.train_labels.max() == label
 
 
 def test_a_pickle_is_never_loaded(tmp_path):

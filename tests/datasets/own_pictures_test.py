@@ -158,7 +158,11 @@ def test_a_bare_name_is_a_folder_here_unless_tfds_has_it(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert datasets.open_dataset("pets", "data").num_train == 12
     assert datasets.open_dataset("./pets/", "data").name == "pets"
-    (folder.parent / "data" / "pets").mkdir()
+    # A folder of something else is no data set, such as the pictures in the data_dir itself.
+    assert datasets.open_dataset("pets", ".").num_train == 12
+    (folder.parent / "data" / "pets" / "1.0.0").mkdir(parents=True)
+    assert datasets.open_dataset("pets", "data").num_train == 12
+    (folder.parent / "data" / "pets" / "1.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(UsageError, match="pets not found"):
         datasets.open_dataset("pets", "data")
     assert datasets.open_dataset("./pets", "data").num_train == 12
@@ -200,6 +204,11 @@ def palette(pixels: np.ndarray) -> Image.Image:
         (palette(colour(3)), "a.png", {}, np.asarray(palette(colour(3)).convert("RGB"))),
         (Image.fromarray(grey(3)).convert("P"), "a.png", {}, grey(3)[..., None]),
         (Image.fromarray(colour(3)).convert("RGBA"), "a.png", {}, colour(3)),
+        # A row of 16 bytes, and what the reader of TIFF is told beside the mode.
+        (Image.fromarray(grey(3, (5, 16))), "a.bmp", {}, grey(3, (5, 16))[..., None]),
+        (Image.fromarray(colour(3)), "a.tif", {"compression": "tiff_lzw"}, colour(3)),
+        (Image.fromarray(colour(3)), "a.ppm", {}, colour(3)),
+        (Image.fromarray(grey(3) > 30), "a.pbm", {}, 255 * (grey(3) > 30)[..., None]),
         (Image.fromarray(grey(3)).convert("LA"), "a.png", {}, grey(3)[..., None]),
     ],
 )
@@ -254,6 +263,10 @@ WHOLE = png(Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40), 
         (png(palette(colour(3)), transparency=0), "transparent pixels"),
         (png(Image.fromarray(grey(3).astype(np.uint16) * 200)), "more than 8 bits"),
         (animation(), "3 pictures in one file"),
+        (b"P6 5 4 65535\n" + bytes(120), "more than 8 bits a channel; save it with 8"),
+        (b"P5 5 4 65535\n" + bytes(40), "more than 8 bits a channel; save it with 8"),
+        (b"P3 1 1 1023\n1023 0 512\n", "more than 8 bits a channel; save it with 8"),
+        (b"P5 5 4 100\n" + bytes(20), "its largest value is 100; save it with 8 bits"),
     ],
 )
 def test_pictures_that_cannot_be_used_are_named(folder, content, problem):
@@ -364,6 +377,24 @@ def test_forms_of_a_folder_that_are_refused(folder):
 
     (folder / "train").rename(folder / "validation")
     assert "there is a folder test/, but no folder train/" in refused(folder)
+
+
+@pytest.mark.parametrize("other", ["cat ", unicodedata.normalize("NFD", "Café")])
+def test_class_folders_of_one_name(folder, other):
+    name = unicodedata.normalize("NFC", other).strip()
+    (folder / "train" / "cat").rename(folder / "train" / name)
+    (folder / "test" / "cat").rename(folder / "test" / name)
+    shutil.copytree(folder / "train" / name, folder / "train" / other)
+    message = refused(folder)
+    assert f"{'train/' + name!r}" in message
+    assert f"{'train/' + other!r}" in message
+    assert "have one name, but for spaces" in message
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(pictures.PictureError, match="no regular file; save the picture in one"):
+        pictures.read_pixels(tmp_path / "a.png")
 
 
 def test_pictures_that_are_not_sorted_by_class(folder):

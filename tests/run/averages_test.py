@@ -221,6 +221,10 @@ def test_an_ensemble_is_the_mean_of_probabilities(config: TrainConfig, averaged_
     [
         ({"checkpoint": "latest"}, "--checkpoint=latest is not valid; use newest, best or a step"),
         ({"checkpoint": "-3"}, "--checkpoint=-3 is not valid"),
+        (
+            {"checkpoint": "9" * 5000},
+            f"--checkpoint={'9' * 20}... is not valid: no run has so many",
+        ),
         ({"ensemble": -1}, "--ensemble=-1 is not valid"),
         ({"ensemble": 2, "params": "ema"}, "leave out --checkpoint and --params"),
         ({"ensemble": 2, "checkpoint": "best"}, "leave out --checkpoint and --params"),

@@ -46,6 +46,22 @@ NO_NETWORK = {
         "own.py, line 2: key = jax.random.kye(0))",
     ),
     "a script that ends": ("import sys\nsys.exit(3)\n", "SystemExit: 3 ("),
+    "a constructor that ends": (
+        network("self.dense =", "raise SystemExit; self.dense ="),
+        "its constructor raises SystemExit (",
+    ),
+    "a call that ends": (
+        network("return", "raise SystemExit(0); return"),
+        "its __call__ (in evaluation) raises SystemExit: 0 (",
+    ),
+    "two parameters of one name": (
+        network(
+            "self.dense =",
+            "self.x = nnx.Dict({'a/b': nnx.Param(jnp.ones(3)), "
+            "'a': nnx.Dict({'b': nnx.Param(jnp.ones(3))})}); self.dense =",
+        ),
+        "it has two parameters with the name x/a/b, and a checkpoint keeps one of a name",
+    ),
     "no nnx.Module": (network("(nnx.Module)"), "Network is no nnx.Module (of flax.nnx)"),
     "flax.linen": (
         "import flax.linen as nn\nclass Network(nn.Module):\n    pass\n",
@@ -166,6 +182,14 @@ NO_OPTIMIZER = {
     "a direction of another shape": (
         optimizer(f"{BY_HAND}(lambda p: (), lambda g, s, p: (jnp.zeros(3), s))"),
         "its update returns something of another shape than the parameters",
+    ),
+    "a script that ends": (optimizer("raise SystemExit"), "create() raises SystemExit ("),
+    "two leaves of one name": (
+        optimizer(
+            f"{BY_HAND}(lambda p: {{'a/b': jnp.zeros(2), 'a': {{'b': jnp.zeros(2)}}}}, "
+            "lambda g, s, p: (g, s))"
+        ),
+        "its state has two leaves with the name a/b, and a checkpoint keeps one of a name",
     ),
     "keys in its state": (
         optimizer(f"{BY_HAND}(lambda p: jax.random.key(0), lambda g, s, p: (g, s))"),

@@ -36,5 +36,6 @@ def float_bits(value: Any) -> str:
 def _digest(array: np.ndarray) -> str:
     """Return the SHA-256 of dtype, shape and bytes."""
     digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
+    # As bytes: bfloat16 is no type of NumPy's own, and lends no buffer.
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

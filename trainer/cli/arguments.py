@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     values = define_flags()
     try:
-        expanded = values.read_flags_from_files(list(argv[1:]), force_gnu=True)
+        expanded = _without_marks(values.read_flags_from_files(list(argv[1:]), force_gnu=True))
         words = values([argv[0], *expanded])[1:]
     # Beside its own errors absl raises a ValueError here and there.
     except (flags.Error, ValueError) as error:
@@ -206,6 +206,17 @@ _OPTIONS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
 )
 
 
+def _without_marks(words: Sequence[str]) -> list[str]:
+    """Return words without the byte order mark that some editors put first in a flagfile."""
+    found = []
+    for word in words:
+        line = word.removeprefix("\ufeff").strip() if word.startswith("\ufeff") else word
+        # With the mark before it, absl did not see that the line is a comment.
+        if line is word or not (line == "" or line.startswith(("#", "//"))):
+            found.append(line)
+    return found
+
+
 def _typed(argv: Sequence[str]) -> set[str]:
     """Return the flags that stand on the command line itself, not in a flagfile."""
     names = set()
@@ -283,6 +294,8 @@ def _unexpected(word: str, argv: Sequence[str], known: Iterable[str], kind: str)
     flag = before.lstrip("-")
     if before.startswith("--") and flag in _FIELDS and _FIELDS[flag].type in (bool, "bool"):
         return f"unexpected argument {word!r} after {before}; use {before} or --no{flag}"
+    if "--" in argv and word.startswith("-"):
+        return f"unexpected {kind} {word!r}: what follows -- is no flag; leave out the --"
     near = _nearest(word, known)
     return (
         f"unexpected {kind} {word!r}{near}; use one of the commands {', '.join(COMMANDS)}, and "

@@ -102,6 +102,7 @@ def _folders(path: Path) -> dict[str, Path]:
 def _classes(path: Path, split: str) -> dict[str, list[str]]:
     """Returns the pictures of a split by class, as paths below `path`."""
     classes: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     for folder in _folders(path / split).values():
         where = folder.relative_to(path).as_posix()
         # The same name may be composed of other characters on another system.
@@ -111,7 +112,13 @@ def _classes(path: Path, split: str) -> dict[str, list[str]]:
         files = _files(folder, where)
         if not files:
             raise _LayoutError(f"the class folder {where}/ holds no pictures")
-        classes.setdefault(name, []).extend(files)
+        if name in names:
+            raise _LayoutError(
+                f"the class folders {names[name]!r} and {where!r} have one name, but for spaces "
+                "at its ends or how its accents are stored; rename one, or put their pictures "
+                "into one"
+            )
+        names[name], classes[name] = where, files
     with os.scandir(path / split) as entries:
         for entry in entries:
             suffix = Path(entry.name).suffix.lower()

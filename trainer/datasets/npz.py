@@ -1,5 +1,6 @@
 """An .npz file with x_train, y_train, x_test and y_test, as Keras stores MNIST."""
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from trainer.errors import UsageError
 
 _SPLITS = ("train", "test")
+# Of a data set with fewer examples; else it may have as many classes as examples.
+_MOST_CLASSES = 1000
 
 
 def read_npz(dataset: str, path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -34,7 +37,18 @@ def read_npz(dataset: str, path: Path) -> dict[str, tuple[np.ndarray, np.ndarray
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"--dataset={dataset}: {path} cannot be read: {reason}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except MemoryError as error:
+        raise UsageError(
+            f"--dataset={dataset}: {path} is damaged, or larger than the memory: {error}"
+        ) from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise UsageError(f"--dataset={dataset}: {path} is damaged: {error}") from error
 
 
@@ -44,7 +58,13 @@ class _ContentError(Exception):
 
 def _read(opened: BinaryIO) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads and checks the arrays."""
-    file = np.load(opened, allow_pickle=False)
+    try:
+        file = np.load(opened, allow_pickle=False)
+    except ValueError as error:
+        # NumPy takes it for a pickle, and tells how to load it, which could run any program.
+        if "pickle" in str(error):
+            raise ValueError("it does not begin as an .npz file does") from None
+        raise
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise _ContentError("this is a single array; np.savez stores several in an .npz")
     with file:
@@ -58,8 +78,10 @@ def _read(opened: BinaryIO) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 "x_train, y_train, x_test and y_test"
             )
         arrays = {name: _array(file, name) for name in needed}
+    num_examples = sum(array.size for name, array in arrays.items() if name.startswith("y_"))
+    most_classes = max(_MOST_CLASSES, num_examples)
     splits = {
-        split: _check_split(split, arrays[f"x_{split}"], arrays[f"y_{split}"])
+        split: _check_split(split, arrays[f"x_{split}"], arrays[f"y_{split}"], most_classes)
         for split in _SPLITS
         if f"x_{split}" in arrays
     }
@@ -70,7 +92,12 @@ def _read(opened: BinaryIO) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """Returns one array; NumPy compares it with its checksum."""
     try:
-        return file[name]
+        array = file[name]
+    except RuntimeError as error:  # Of zipfile, as is NotImplementedError.
+        reason = "it is encrypted" if "encrypted" in str(error) else str(error)
+        raise _ContentError(
+            f"the array {name} cannot be read: {reason}; store it with np.savez"
+        ) from None
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise _ContentError(
@@ -78,10 +105,13 @@ def _array(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
                 "are read; store it as an array of numbers"
             ) from None
         raise
+    if not isinstance(array, np.ndarray):
+        raise _ContentError(f"{name} is no array of NumPy; store it with np.savez")
+    return array
 
 
 def _check_split(
-    split: str, images: np.ndarray, labels: np.ndarray
+    split: str, images: np.ndarray, labels: np.ndarray, most_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns images uint8[N, H, W, C] and labels int64[N], or says what is wrong."""
     x, y = f"x_{split}", f"y_{split}"
@@ -111,6 +141,11 @@ def _check_split(
         raise _ContentError(f"{len(images)} images in {x}, but {len(labels)} labels in {y}")
     if labels.min() < 0:
         raise _ContentError(f"{y} has the label {labels.min()}; labels begin at 0")
+    if labels.max() >= most_classes:
+        raise _ContentError(
+            f"{y} has the label {labels.max()}, which would make more classes than there are "
+            f"examples; number the classes from 0 (here up to {most_classes - 1})"
+        )
     images = np.ascontiguousarray(images)
     return images.reshape(*images.shape[:3], -1), labels.reshape(-1).astype(np.int64)
 

@@ -38,7 +38,7 @@ def find_path(dataset: str, data_dir: str) -> Path | None:
     if dataset in NAMES or not dataset:
         return None
     path, prepared = Path(expand("dataset", dataset)), Path(data_dir) / dataset.split(":")[0]
-    if not is_path and not (path.exists() and not prepared.exists()):
+    if not is_path and not (path.exists() and not _is_prepared(prepared)):
         return None
     what = f"--dataset={dataset}"
     if not path.exists():
@@ -53,6 +53,11 @@ def find_path(dataset: str, data_dir: str) -> Path | None:
             f"{what} was prepared by TFDS; give its name, and --data_dir the folder above"
         )
     return path
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Returns whether a folder is NAME of NAME/VERSION or NAME/CONFIG/VERSION, as TFDS makes it."""
+    return any(any(folder.glob(f"{below}dataset_info.json")) for below in ("", "*/", "*/*/"))
 
 
 def open_own(

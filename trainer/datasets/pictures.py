@@ -4,6 +4,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,6 +42,9 @@ def open_picture(
       PictureError: it is missing, unreadable, no picture, damaged, or with `strict_warnings`
         larger than Pillow thinks safe.
     """
+    # Of a pipe the reader would wait for ever.
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise PictureError("no regular file; save the picture in one")
     try:
         with Image.open(path, formats=formats) as image:
             yield image
@@ -104,9 +108,15 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if num_frames > 1:
         raise PictureError(f"{num_frames} pictures in one file; save one of them")
     # How the file stores a pixel is known only before it is decoded.
-    tiles = getattr(image, "tile", [])
-    if any("16" in str(tile[3]) for tile in tiles) or image.mode in ("I", "F"):
+    stored = [tile[3] for tile in getattr(image, "tile", [])]
+    if any(_is_deep(each) for each in stored) or image.mode in ("I", "F"):
         raise PictureError("more than 8 bits a channel; save it with 8")
+    for each in stored:
+        # Pillow would stretch the values, which then are not those of the file.
+        if image.format == "PPM" and isinstance(each, tuple) and each[1] != 255:
+            top = each[1]
+            problem = "more than 8 bits a channel" if top > 255 else f"its largest value is {top}"
+            raise PictureError(f"{problem}; save it with 8 bits a channel (0 to 255)")
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
@@ -123,3 +133,14 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode == "RGB":
         return np.asarray(image)
     raise PictureError(f"the colour mode {image.mode}; save it as RGB or grey")
+
+
+def _is_deep(stored: Any) -> bool:
+    """Returns whether a pixel that is stored in this way has 16 bits a channel.
+
+    Args:
+      stored: the arguments of Pillow's decoder: its raw mode, such as "RGB;16B", alone or first;
+        what follows are offsets and the like.
+    """
+    mode = str(stored[0]) if isinstance(stored, tuple) and stored else str(stored)
+    return "16" in mode and mode != "BGR;16"  # Of a BMP: 16 bits a pixel.

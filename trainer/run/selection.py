@@ -13,6 +13,9 @@ from trainer.workdir.storage import open_workdir
 
 NEWEST, BEST, LAST = "newest", "best", "last"
 
+# Of a step; Python reads no number of thousands of digits.
+_MOST_DIGITS = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -37,6 +40,11 @@ class Selection:
         if self.checkpoint not in (NEWEST, BEST) and not self.checkpoint.isdecimal():
             raise UsageError(
                 f"--checkpoint={self.checkpoint} is not valid; use newest, best or a step"
+            )
+        if len(self.checkpoint) > _MOST_DIGITS:
+            raise UsageError(
+                f"--checkpoint={self.checkpoint[:_MOST_DIGITS]}... is not valid: no run has so "
+                "many steps; use newest, best or a step"
             )
         if self.ensemble < 0:
             raise UsageError(f"--ensemble={self.ensemble} is not valid; use ensemble >= 0")

@@ -84,7 +84,7 @@ class Own:
             yield
         except UsageError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.refusal(f"{what} raises {_describe(error, self.file)}") from error
 
 

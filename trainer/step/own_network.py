@@ -10,7 +10,7 @@ from flax import nnx
 
 from trainer.step import own
 from trainer.step.functional import Arrays, Network
-from trainer.step.state import leaf_name
+from trainer.step.state import leaf_name, repeated_leaf
 
 _CALL = "{}(image_shape=..., num_classes=..., dtype=..., rngs=...)"
 
@@ -71,6 +71,11 @@ def _check_module(found: own.Own, network: Network) -> None:
         "state": "it is averaged over the parts of a batch; make constants in __call__",
     }
     for kind, arrays in (("parameter", params), ("state", statistics)):
+        if repeated := repeated_leaf(arrays):
+            raise found.refusal(
+                f"it has two {kind}s with the name {repeated}, and a checkpoint keeps one of a "
+                "name; use no / in names of layers and variables"
+            )
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
             if leaf.dtype != jnp.float32:
                 raise found.refusal(

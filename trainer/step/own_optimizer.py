@@ -8,7 +8,7 @@ import optax
 
 from trainer.step import own
 from trainer.step.functional import Network
-from trainer.step.state import leaf_name
+from trainer.step.state import leaf_name, repeated_leaf
 
 _FORM = """an optimizer of your own looks like this:
   import optax
@@ -54,6 +54,11 @@ def _check_state(found: own.Own, before: Any, after: Any) -> None:
     forms: list[Any] = [jax.tree.structure(state) for state in (before, after)]
     if forms[0] != forms[1] or _shapes(before) != _shapes(after):
         raise found.refusal("its update returns a state of another form than its init")
+    if repeated := repeated_leaf(before):
+        raise found.refusal(
+            f"its state has two leaves with the name {repeated}, and a checkpoint keeps one of a "
+            "name; use no / in keys"
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(before):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool):
             what = " ".join(["its state", *filter(None, [leaf_name(path)])])

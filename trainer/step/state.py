@@ -130,6 +130,20 @@ def match_leaves(abstract: Any, leaves: Mapping[str, np.ndarray]) -> Any:
     return jax.tree_util.tree_map_with_path(match, abstract)
 
 
+def repeated_leaf(tree: Any) -> str | None:
+    """Return the first name that several leaves of a pytree have, or None.
+
+    A checkpoint keeps leaves by name: of these it would keep one. A key "x/y" beside a key "y" in
+    another one "x" makes such names.
+    """
+    seen = set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        if (name := leaf_name(path)) in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def leaf_name(path: Any) -> str:
     """Return the name of a leaf, such as "params/conv1/kernel", from its path in a pytree."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

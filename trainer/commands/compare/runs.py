@@ -102,7 +102,7 @@ def _read(given: str) -> RunHistory:
 def _check_is_run(given: str, workdir: epath.Path) -> None:
     """Refuse a workdir that a run has not trained in."""
     if (workdir / CONFIG_FILE).exists() and (workdir / METRICS_FILE).exists():
-        if (workdir / METRICS_FILE).read_bytes():
+        if _has_bytes(workdir / METRICS_FILE):
             return
         # Metrics come from the devices some steps late.
         raise UsageError(
@@ -126,6 +126,16 @@ def _check_is_run(given: str, workdir: epath.Path) -> None:
             f"{' '.join(inside[:_MOST_NAMED])}{more}"
         )
     raise UsageError(f"compare: {given} holds no run (there is no {CONFIG_FILE} in it); {_USE}")
+
+
+def _has_bytes(path: epath.Path) -> bool:
+    """Return whether there is something in a file."""
+    try:
+        return bool(path.read_bytes())
+    except OSError as error:
+        if is_outage(error):
+            raise
+        raise RunError(f"{path} could not be read: {error.strerror or error}") from error
 
 
 def _nearest(workdir: epath.Path) -> str:
