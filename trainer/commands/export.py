@@ -1,5 +1,6 @@
 """A trained network as one file, which jax runs without the trainer."""
 
+import os
 from typing import Any
 
 import jax
@@ -73,7 +74,7 @@ def _check_replaceable(path: epath.Path) -> None:
     """Refuse to write over what is no export, before any work is done."""
     if path.is_dir():
         reason = "it is a folder"
-    elif path.exists() and not path.is_file():
+    elif os.path.exists(path) and not os.path.isfile(path):
         reason = "it is no regular file"  # To read a pipe is to wait.
     elif path.exists() and not _is_export(path):
         reason = "there is a file that is no export"
