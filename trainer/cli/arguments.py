@@ -11,6 +11,7 @@ from absl import flags
 
 from trainer.cli.commands import COMMANDS
 from trainer.config import LENGTH_FIELDS, TrainConfig
+from trainer.config.flagfiles import without_byte_order_marks
 from trainer.config.options import describe_valid
 from trainer.errors import UsageError
 from trainer.paths import expand
@@ -71,7 +72,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     values = define_flags()
     try:
-        expanded = _without_marks(values.read_flags_from_files(list(argv[1:]), force_gnu=True))
+        expanded = without_byte_order_marks(
+            values.read_flags_from_files(list(argv[1:]), force_gnu=True)
+        )
         words = values([argv[0], *expanded])[1:]
     # Beside its own errors absl raises a ValueError here and there.
     except (flags.Error, ValueError) as error:
@@ -204,17 +207,6 @@ _OPTIONS: tuple[tuple[Callable[..., Any], str, Any, str], ...] = (
     ),
     (flags.DEFINE_bool, "json", False, "one JSON object, also on a terminal"),
 )
-
-
-def _without_marks(words: Sequence[str]) -> list[str]:
-    """Return words without the byte order mark that some editors put first in a flagfile."""
-    found = []
-    for word in words:
-        line = word.removeprefix("\ufeff").strip() if word.startswith("\ufeff") else word
-        # With the mark before it, absl did not see that the line is a comment.
-        if line is word or not (line == "" or line.startswith(("#", "//"))):
-            found.append(line)
-    return found
 
 
 def _typed(argv: Sequence[str]) -> set[str]:

@@ -75,3 +75,17 @@ def _line(name: str, value: Any) -> str:
     if not is_text or text != text.rstrip() or len(text.splitlines()) > 1:
         return f"# no line of a flagfile can hold --{name}={text!r}"
     return f"--{name}={text}"
+
+
+def without_byte_order_marks(words: Sequence[str]) -> list[str]:
+    """Return the words of flagfiles without the mark that some editors put first in a file.
+
+    Args:
+      words: arguments, as absl has read them: it takes a comment after a mark for an argument.
+    """
+    found = []
+    for word in words:
+        line = word.removeprefix("\ufeff").strip() if word.startswith("\ufeff") else word
+        if line is word or not (line == "" or line.startswith(("#", "//"))):
+            found.append(line)
+    return found
