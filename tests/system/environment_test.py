@@ -77,3 +77,14 @@ def test_settings_that_may_change_bits_are_said(
     assert "jax_disable_most_optimizations False, now True" in said
     assert inspect(stopped)["digests"] != inspect(unbroken)["digests"]
     assert inspect(stopped)["environment"]["XLA_FLAGS"] == "--xla_cpu_max_isa=SSE4_2"
+
+
+def test_find_lr_obeys_none_of_them_either(trainer, tmp_path: pathlib.Path) -> None:
+    """The same curve: order, shifts and first parameters are those that training would have."""
+    flags = ("find_lr", "--model=mlp", "--batch_size=64", "--augment=shift", "--find_lr_steps=60")
+    variables = {"JAX_ENABLE_X64": "1", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    curves = []
+    for name, more in (("plain", {}), ("other", variables)):
+        trainer(*flags, f"--workdir={name}", env=trainer_environment() | more)
+        curves.append((tmp_path / name / "find_lr.csv").read_bytes())
+    assert curves[0] == curves[1]
