@@ -1,24 +1,21 @@
-"""The flags: defined from TrainConfig, parsed by absl, refused with what would be valid."""
+"""The flags: defined from TrainConfig, and parsed by absl."""
 
 import dataclasses
-import difflib
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from trainer.cli.commands import COMMANDS
+from trainer.cli.commands import COMMANDS, FIELDS
+from trainer.cli.mistakes import explain, unexpected
 from trainer.config import LENGTH_FIELDS, TrainConfig
 from trainer.config.flagfiles import without_byte_order_marks
-from trainer.config.options import describe_valid
 from trainer.errors import UsageError
 from trainer.paths import expand
 
 DEFAULT_WORKDIR = "runs/mnist"
-
-_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
 _DEFINE: dict[Any, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
@@ -78,20 +75,20 @@ def parse(argv: Sequence[str]) -> Arguments:
         words = values([argv[0], *expanded])[1:]
     # Beside its own errors absl raises a ValueError here and there.
     except (flags.Error, ValueError) as error:
-        raise UsageError(_explain(error, values)) from error
+        raise UsageError(explain(error, values)) from error
     command = words[0] if words else "train"
     if command not in COMMANDS:
-        raise UsageError(_unexpected(command, argv, COMMANDS, "command"))
+        raise UsageError(unexpected(command, argv, COMMANDS, "command"))
     if words[1:] and not COMMANDS[command].takes:
-        raise UsageError(_unexpected(words[1], argv, (), "argument"))
+        raise UsageError(unexpected(words[1], argv, (), "argument"))
     typed = _typed(argv)
     if not (values.help or values.version):
         _check_flags_of(command, typed)
-    given = {name for name in _FIELDS if values[name].present} & set(COMMANDS[command].flags)
+    given = {name for name in FIELDS if values[name].present} & set(COMMANDS[command].flags)
     _let_later_win(given, expanded, typed)
     chosen: dict[str, Any] = {name: values[name].value for name in given}
     config = TrainConfig(**chosen)
-    options = {name: values[name].value for name in values if name not in _FIELDS}
+    options = {name: values[name].value for name in values if name not in FIELDS}
     if options["output"] is not None:
         options["output"] = expand("output", options["output"])
     return Arguments(
@@ -111,7 +108,7 @@ def define_flags() -> flags.FlagValues:
     """Return one flag for each field of TrainConfig, and those that are no hyperparameters."""
     values = flags.FlagValues()
     types = typing.get_type_hints(TrainConfig)
-    for name, field in _FIELDS.items():
+    for name, field in FIELDS.items():
         # A word to choose is checked by TrainConfig, as from Python.
         _DEFINE[types[name]](name, field.default, field.metadata["help"], flag_values=values)
     for define, name, default, text in _OPTIONS:
@@ -217,8 +214,8 @@ def _typed(argv: Sequence[str]) -> set[str]:
             break
         if match := re.match(r"--?(\w+)", word):
             name = match[1]
-            bare = name[2:] if name.startswith("no") and name not in _FIELDS else name
-            names.add(bare if bare in _FIELDS else name)
+            bare = name[2:] if name.startswith("no") and name not in FIELDS else name
+            names.add(bare if bare in FIELDS else name)
     return names
 
 
@@ -241,61 +238,3 @@ def _let_later_win(given: set[str], expanded: Sequence[str], typed: set[str]) ->
     # A flagfile's length of a cycle must not win over the number of cycles that is typed.
     if "cycles_per_epoch" in typed and "steps_per_cycle" not in typed:
         given.discard("steps_per_cycle")
-
-
-def _explain(error: flags.Error | ValueError, values: flags.FlagValues) -> str:
-    """Return what is wrong with a flag, and what would be valid."""
-    if isinstance(error, UnicodeDecodeError):
-        return "--flagfile cannot be read (it is no text); use a file of flags, one a line"
-    if with_value := re.match(r"(--?no(\w+)=.*) does not take", str(error), flags=re.DOTALL):
-        name = with_value[2]
-        return f"{with_value[1]} is not valid; use --{name} or --no{name}"
-    if isinstance(error, flags.UnrecognizedFlagError):
-        near = _nearest(error.flagname, list(values))
-        return f"unknown flag --{error.flagname}{near}; python -m trainer --help lists all flags"
-    if isinstance(error, flags.CantOpenFlagFileError):
-        cause = str(error).rpartition("] ")[2].splitlines()[0]
-        return f"--flagfile cannot be read ({cause}); use a file of flags, one a line"
-    match = re.match(r"flag --(\w+)=(.*?): ", str(error), flags=re.DOTALL)
-    if match is None:
-        missing = re.search(r"Missing value for flag --?(\w+)|(flagfile) with no", str(error))
-        if missing:
-            name = missing[1] or missing[2]
-            return f"--{name} has no value; use --{name}=VALUE"
-        return f"{error}; python -m trainer --help lists all flags"
-    name, value = match[1], match[2]
-    return f"--{name}={value} is not valid; use {_valid(name, values)}"
-
-
-def _valid(name: str, values: flags.FlagValues) -> str:
-    """Return what a flag can be, in words."""
-    kind = values[name].flag_type()
-    if kind == "bool":
-        return f"--{name} or --no{name}"
-    if isinstance(values[name], flags.EnumFlag):
-        parser: Any = values[name].parser
-        return " or ".join(parser.enum_values)
-    words = {"int": "a whole number", "float": "a number"}.get(kind, "a value")
-    valid = describe_valid(_FIELDS[name]) if name in _FIELDS else ""
-    return f"{words}, {valid}" if valid else words
-
-
-def _unexpected(word: str, argv: Sequence[str], known: Iterable[str], kind: str) -> str:
-    """Return what is wrong with a word that is no flag."""
-    before = list(argv)[list(argv).index(word) - 1] if word in argv else ""
-    flag = before.lstrip("-")
-    if before.startswith("--") and flag in _FIELDS and _FIELDS[flag].type in (bool, "bool"):
-        return f"unexpected argument {word!r} after {before}; use {before} or --no{flag}"
-    if "--" in argv and word.startswith("-"):
-        return f"unexpected {kind} {word!r}: what follows -- is no flag; leave out the --"
-    near = _nearest(word, known)
-    return (
-        f"unexpected {kind} {word!r}{near}; use one of the commands {', '.join(COMMANDS)}, and "
-        "flags as --name=value"
-    )
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """Return a question with the nearest of some known words, or nothing if none is near."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""

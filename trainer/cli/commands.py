@@ -4,18 +4,17 @@ import dataclasses
 
 from trainer.config import TrainConfig
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+# By name; each is a flag.
+FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
 
 def _group(*groups: str) -> tuple[str, ...]:
     """Return the fields of some groups."""
-    return tuple(
-        field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] in groups
-    )
+    return tuple(name for name, field in FIELDS.items() if field.metadata["group"] in groups)
 
 
 # What a run in one process can be told.
-_ALONE = tuple(name for name in _FIELDS if name not in _group("Processes"))
+_ALONE = tuple(name for name in FIELDS if name not in _group("Processes"))
 
 
 # Which of a run's parameters to use.
@@ -43,7 +42,7 @@ COMMANDS = {
     "train": Command(
         "train, or resume, or say that the run is complete",
         "train --flagfile=configs/fast.cfg --workdir=runs/fast",
-        ("workdir", "dry_run", "allow_config_change", "run_token", *_FIELDS),
+        ("workdir", "dry_run", "allow_config_change", "run_token", *FIELDS),
     ),
     "evaluate": Command(
         "a checkpoint on the test split, as one JSON object",

@@ -1,12 +1,10 @@
 """The text of --help: all commands, or one with its flags and an example."""
 
-import dataclasses
 import textwrap
 from typing import Any
 
 from trainer.cli.arguments import define_flags
-from trainer.cli.commands import COMMANDS
-from trainer.config import TrainConfig
+from trainer.cli.commands import COMMANDS, FIELDS
 from trainer.config.options import describe_valid
 
 _WIDTH = 80
@@ -37,11 +35,10 @@ def help_text(command: str | None) -> str:
 def _describe_flags(command: str) -> list[str]:
     """Return the flags of a command by group, with meaning, range and default."""
     values = define_flags()
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     groups: dict[str, list[str]] = {"General": []}
     for name in COMMANDS[command].flags:
-        group = fields[name].metadata["group"] if name in fields else "General"
-        valid = describe_valid(fields[name]) if name in fields else ""
+        group = FIELDS[name].metadata["group"] if name in FIELDS else "General"
+        valid = describe_valid(FIELDS[name]) if name in FIELDS else ""
         text = values[name].help + (f"; {valid}" if valid and "<=" in valid else "")
         groups.setdefault(group, []).extend(_entry(name, values[name].default, text))
     groups["General"] += _entry(

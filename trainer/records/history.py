@@ -13,7 +13,13 @@ from trainer.config import AVERAGE, EMA, TrainConfig
 from trainer.errors import RunError, UsageError
 from trainer.records import lines
 from trainer.records.timing import Duration, read_duration
-from trainer.workdir.files import CONFIG_FILE, METRICS_FILE, RESUMES_FILE, replace_file
+from trainer.workdir.files import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    NOT_AS_WRITTEN,
+    RESUMES_FILE,
+    replace_file,
+)
 from trainer.workdir.storage import open_workdir
 
 logger = logging.getLogger(__name__)
@@ -146,15 +152,7 @@ def _read_resumes(workdir: epath.Path) -> list[Resume]:
         stored = json.loads(path.read_bytes()) if path.exists() else []
         # Older versions stored steps alone.
         return [Resume(item) if type(item) is int else _parse_resume(item) for item in stored]
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OSError,
-        ArithmeticError,
-        RecursionError,
-    ):
+    except NOT_AS_WRITTEN:
         # Marks in a picture are not worth a run.
         return []
 

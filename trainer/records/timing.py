@@ -10,7 +10,7 @@ from etils import epath
 
 from trainer.records.clock import PARTS, PICTURE, STEPS, Clock
 from trainer.records.throughput import Throughput
-from trainer.workdir.files import TIMING_FILE
+from trainer.workdir.files import NOT_AS_WRITTEN, TIMING_FILE
 from trainer.workdir.storage import write_whole
 
 # Of a run over all its starts, beside the parts of each.
@@ -166,15 +166,7 @@ def _read(path: epath.Path) -> list[dict[str, Any]]:
             }
             for start in starts
         ]
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OSError,
-        RecursionError,
-        OverflowError,
-    ):
+    except NOT_AS_WRITTEN:
         # A number in a table is not worth a run.
         return []
 

@@ -15,6 +15,17 @@ RESUMES_FILE = "resumes.json"
 # How long it has trained; see records.timing.
 TIMING_FILE = "timing.json"
 
+# What is raised over JSON that was cut short or edited, and over what is made of it.
+NOT_AS_WRITTEN = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    OverflowError,
+    RecursionError,
+)
+
 
 def replace_file(path: epath.Path, data: bytes) -> None:
     """Write a file in a folder that need not exist; see `storage.write_whole`.
