@@ -138,6 +138,17 @@ def test_settings_that_are_fixed_change_no_bit(
     assert digests[0] == digests[1]
 
 
+def test_nothing_is_said_of_a_complete_run(
+    config: TrainConfig,
+    begun: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(devices, "cpu_kind", lambda: "riscv64-00000000")
+    loop.plan(config, begun)
+    assert DIFFER not in caplog.text
+
+
 def test_another_kind_of_cpu_is_said(resume, monkeypatch: pytest.MonkeyPatch) -> None:
     here = devices.cpu_kind()
     monkeypatch.setattr(devices, "cpu_kind", lambda: "riscv64-00000000")

@@ -162,7 +162,9 @@ def prepare(
         if changes:
             history = [*history, {"step": step, "changes": changes}]
         check_next_rate(restored, create_schedule(stored))
-    check_environment(restored)
+    # Of a complete run nothing follows.
+    resumes = restored is not None and restored.step < plan.num_steps
+    check_environment(restored if resumes else None)
     network = create_network(
         config.model, source.image_shape, source.num_classes, config.compute_dtype
     )
